@@ -1,0 +1,1 @@
+//! The harness of the system tests: starts real programs and real peers.
