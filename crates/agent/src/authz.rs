@@ -62,6 +62,12 @@ impl<A: Action> FleetPermit<A> {
         &self.who
     }
 
+    /// Returns the permit for a cluster that is being made and has no name in
+    /// the scope yet.
+    pub fn for_new_cluster(&self, cluster: ClusterId) -> Permit<A> {
+        Permit::new(cluster, Arc::clone(&self.who))
+    }
+
     /// Says whether the holder may see this cluster.
     pub fn sees(&self, cluster: &ClusterId) -> bool {
         self.scope.covers(cluster)

@@ -160,6 +160,15 @@ impl Ledger {
         Ok(row.map(|row| self.codec.decode(row)).transpose()?)
     }
 
+    /// Returns a row's revision, zero when there is none.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn revision(&self, name: &RowName) -> Result<Revision, ReadError> {
+        Ok(self.store.get(name).await?.map_or(Revision::ABSENT, |row| row.revision))
+    }
+
     /// Reads all records under a prefix.
     ///
     /// # Errors
