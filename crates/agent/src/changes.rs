@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use fleet_kms_audit::{ChangeId, ChangeLog, Event, Intent, Outcome};
+use fleet_kms_store::Revision;
 use fleet_kms_transport::Clock;
 
 use crate::ledger::{Changeset, Generator, Ledger, LedgerError, Mark, WriteError};
@@ -71,6 +72,25 @@ impl Changes {
         F: Future<Output = Result<(Changeset, T), E>> + Send,
         P: Fn() -> F + Send + Sync,
     {
+        self.run_with_revision(intent, prepare).await.map(|(value, _)| value)
+    }
+
+    /// Like [`Self::run`]; also returns the revision that the written rows
+    /// have now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub async fn run_with_revision<T, E, F, P>(
+        &self,
+        intent: Intent,
+        prepare: P,
+    ) -> Result<(T, Revision), ChangeError<E>>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<(Changeset, T), E>> + Send,
+        P: Fn() -> F + Send + Sync,
+    {
         let change = ChangeId::generate(&mut *(self.generator)());
         let now = self.now();
         let recorded = self
@@ -112,7 +132,7 @@ impl Changes {
         Ok(open.len())
     }
 
-    async fn attempt<T, E, F, P>(&self, mark: &Mark, prepare: P) -> Result<T, ChangeError<E>>
+    async fn attempt<T, E, F, P>(&self, mark: &Mark, prepare: P) -> Result<(T, Revision), ChangeError<E>>
     where
         E: std::error::Error + 'static,
         F: Future<Output = Result<(Changeset, T), E>> + Send,
@@ -121,7 +141,7 @@ impl Changes {
         for _ in 0..ATTEMPTS {
             let (changeset, value) = prepare().await.map_err(ChangeError::Refused)?;
             match self.ledger.commit(changeset, mark).await {
-                Ok(()) => return Ok(value),
+                Ok(revision) => return Ok((value, revision)),
                 Err(WriteError::Conflict) => {}
                 Err(error) => return Err(ChangeError::Write(error)),
             }

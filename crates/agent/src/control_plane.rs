@@ -127,8 +127,8 @@ impl ControlPlane {
             .cluster(id.to_string(), name.as_str())
             .reason(reason);
         let prepare = || self.prepare_cluster(&permit, &name, policy);
-        let (snapshot, created) = self.changes.run(intent, prepare).await?;
-        self.publish(id, snapshot).await;
+        let ((snapshot, created), revision) = self.changes.run_with_revision(intent, prepare).await?;
+        self.keyrings.publish(id, Snapshot { revision, ..snapshot });
         self.clusters.publish(LiveClusterName { id, name: name.clone(), created });
         Ok(Created { id, name, created })
     }
@@ -181,8 +181,8 @@ impl ControlPlane {
                 Ok(Vec::new())
             })
         };
-        let snapshot = self.changes.run(intent, prepare).await?;
-        self.publish(permit.cluster(), snapshot).await;
+        let (snapshot, revision) = self.changes.run_with_revision(intent, prepare).await?;
+        self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
         Ok(())
     }
 
@@ -205,10 +205,10 @@ impl ControlPlane {
                     .collect()
             })
         };
-        let snapshot = self.changes.run(intent, prepare).await?;
+        let (snapshot, revision) = self.changes.run_with_revision(intent, prepare).await?;
         let active = snapshot.keyring.active();
         let rotated = Rotated { active: active.version, key_id: active.key_id };
-        self.publish(permit.cluster(), snapshot).await;
+        self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
         Ok(rotated)
     }
 
@@ -266,18 +266,6 @@ impl ControlPlane {
             keks.insert(version, kek);
         }
         Ok((changeset, Snapshot { revision: record.revision, keyring, keks }))
-    }
-
-    /// Publishes a committed snapshot under the revision it has now.
-    async fn publish(&self, cluster: ClusterId, snapshot: Snapshot) {
-        let revision = match self.changes.ledger().revision(&rows::keyring(&cluster)).await {
-            Ok(revision) => revision,
-            Err(error) => {
-                tracing::warn!(%error, %cluster, "the new revision could not be read; it will be at the next look");
-                Revision(snapshot.revision.0 + 1)
-            }
-        };
-        self.keyrings.publish(cluster, Snapshot { revision, ..snapshot });
     }
 
     fn key_intent<A: Action>(&self, action: &'static str, permit: &Permit<A>) -> Intent {
