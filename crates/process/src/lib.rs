@@ -11,6 +11,7 @@
 //!
 //! This crate must never hold a word of the programs' domain: no key, no certificate, no cluster.
 
+pub mod config;
 pub mod exit;
 pub mod runtime;
 pub mod clock;
