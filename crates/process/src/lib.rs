@@ -13,6 +13,7 @@
 
 pub mod config;
 pub mod exit;
+pub mod listen;
 pub mod runtime;
 pub mod clock;
 pub mod signals;
