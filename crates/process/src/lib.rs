@@ -14,6 +14,7 @@
 pub mod config;
 pub mod exit;
 pub mod listen;
+pub mod hardening;
 pub mod runtime;
 pub mod clock;
 pub mod signals;
