@@ -15,6 +15,7 @@ pub mod config;
 pub mod exit;
 pub mod listen;
 pub mod hardening;
+pub mod logging;
 pub mod runtime;
 pub mod clock;
 pub mod signals;
