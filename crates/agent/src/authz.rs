@@ -155,7 +155,7 @@ impl Policy {
     ///
     /// When the table or the identity's state says no.
     pub fn permit<A: Action>(&self, caller: &Caller) -> Result<Permit<A>, Denied> {
-        let (Subject::Node { cluster, .. } | Subject::Worker { cluster, .. }) = caller.id().subject() else {
+        let (Subject::Node { cluster, .. } | Subject::Worker { cluster, .. }) = &caller.id().subject else {
             return Err(Denied::WrongKind);
         };
         let cluster = ClusterId::from_bytes(*cluster.as_bytes());
@@ -201,10 +201,10 @@ impl Policy {
         if identity.banned {
             return Err(Denied::Banned);
         }
-        if identity.standing_of(caller.certificate().serial()) == SerialStanding::Superseded {
+        if identity.standing_of(&caller.certificate().serial()) == SerialStanding::Superseded {
             return Err(Denied::Superseded);
         }
-        match caller.id().subject() {
+        match &caller.id().subject {
             Subject::Node { .. } if row.who.iter().any(|who| matches!(who, Who::Node | Who::ExpiredNode)) => {
                 Ok(None)
             }

@@ -43,7 +43,7 @@ impl Caller {
 
     /// Returns the SPIFFE ID of the certificate.
     pub fn id(&self) -> &SpiffeId {
-        self.certificate.spiffe_id()
+        self.certificate.id()
     }
 
     /// Returns the certificate.

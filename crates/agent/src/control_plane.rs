@@ -8,9 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fleet_kms_audit::Intent;
-use fleet_kms_keyring::{
-    ClusterId, InvalidPeriod, KeyId, Keyring, Rotate, RotateError, RotationPolicy, Version,
-};
+use fleet_kms_keyring::rotation::{InvalidPolicy, RotationPolicy};
+use fleet_kms_keyring::{ClusterId, KeyId, Keyring, Rotate, RotateError, Version};
 use fleet_kms_store::Revision;
 
 use crate::authz::{Action, FleetPermit, Permit, actions};
@@ -31,7 +30,7 @@ pub enum CreateError {
     Name(#[from] InvalidClusterName),
     /// The period is out of bounds.
     #[error(transparent)]
-    Period(#[from] InvalidPeriod),
+    Period(#[from] InvalidPolicy),
     /// A live cluster has the name.
     #[error("a cluster named {0:?} exists already; choose another name")]
     Exists(ClusterName),

@@ -41,12 +41,16 @@ impl DataError {
             Self::Wrap(WrapError::Dek(DekError::TooLong { .. })) => {
                 (Code::InvalidArgument, "long_plaintext")
             }
-            Self::Wrap(WrapError::Version(WrapRefused::NotOurs)) => {
-                (Code::FailedPrecondition, "key_id_not_ours")
-            }
-            Self::Wrap(WrapError::Version(WrapRefused::NotActive)) => {
-                (Code::FailedPrecondition, "key_id_not_active")
-            }
+            Self::Wrap(WrapError::Version(refused)) => (
+                Code::FailedPrecondition,
+                match refused {
+                    WrapRefused::UnknownKeyId => "key_id_not_ours",
+                    WrapRefused::NotYetActive { .. } => "key_id_not_yet_active",
+                    WrapRefused::Retired { .. } => "key_id_retired",
+                    WrapRefused::Disabled { .. } => "version_disabled",
+                    WrapRefused::Destroyed { .. } => "version_destroyed",
+                },
+            ),
             Self::Wrap(WrapError::Keys(keys)) | Self::Keys(keys) => keys_code(*keys),
         }
     }

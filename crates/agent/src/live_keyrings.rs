@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use fleet_kms_keyring::sealed::{self, Kind, SealContext};
 use fleet_kms_keyring::wrapped_dek::{self, Header, WrapError as DekError, WrappedDek};
-use fleet_kms_keyring::{ClusterId, Kek, KeyId, Keyring, UnwrapRefused, Version, WrapRefused};
+use fleet_kms_keyring::{ClusterId, Kek, KeyId, Keyring, State, UnwrapRefused, Version, WrapRefused};
 use fleet_kms_seal::StoreKey;
 use fleet_kms_store::{Revision, RowName};
 use zeroize::Zeroizing;
@@ -175,14 +175,15 @@ impl LiveKeyrings {
         let snapshot = self.snapshot(permit.cluster())?;
         let wrapped = WrappedDek::parse(wrapped).map_err(|_| UnwrapError::Malformed)?;
         let version = snapshot.keyring.for_unwrap(&wrapped.header()).map_err(|refused| match refused {
-            UnwrapRefused::NotOurs => self.unknown(&wrapped.header().key_id),
-            UnwrapRefused::Disabled => UnwrapError::Disabled,
-            UnwrapRefused::Destroyed => UnwrapError::Destroyed,
+            UnwrapRefused::UnknownKeyId => self.unknown(&wrapped.header().key_id),
+            UnwrapRefused::VersionMismatch => UnwrapError::Altered,
+            UnwrapRefused::Disabled { .. } => UnwrapError::Disabled,
+            UnwrapRefused::Destroyed { .. } => UnwrapError::Destroyed,
         })?;
         let kek = self.open(&snapshot, version.version)?;
         let dek = wrapped_dek::unwrap(&kek, &permit.cluster(), &wrapped)
             .map_err(|_| UnwrapError::Altered)?;
-        Ok(Unwrapped { dek, version: version.version, under_next: version.state.is_next() })
+        Ok(Unwrapped { dek, version: version.version, under_next: version.state == State::Next })
     }
 
     /// Returns the active version.

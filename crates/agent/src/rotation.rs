@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use fleet_kms_keyring::{ClusterId, Keyring, Step, Version, may_rotate_on_schedule};
+use fleet_kms_keyring::rotation::{Step, may_rotate_on_schedule};
+use fleet_kms_keyring::{ClusterId, Keyring, Version};
 use tokio_util::sync::CancellationToken;
 
 use crate::authz::internal;

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use fleet_kms_keyring::{
-    ClusterId, InvalidKeyring, InvalidPeriod, KeyId, KeyVersion, Keyring, RotationPolicy, State, Version,
-};
+use fleet_kms_keyring::rotation::{InvalidPolicy, RotationPolicy};
+use fleet_kms_keyring::{ClusterId, InvalidKeyring, KeyId, KeyVersion, Keyring, State, Version};
 
 use super::payload::{KeyringRecord, VersionRecord, VersionState};
 use super::{Record, rows};
@@ -25,7 +24,7 @@ pub enum KeyringError {
     Period {
         row: String,
         #[source]
-        source: InvalidPeriod,
+        source: InvalidPolicy,
     },
     /// The versions do not make a keyring.
     #[error("the keyring in row {row} is not one")]

@@ -67,7 +67,7 @@ pub fn keks(id: &ClusterId) -> String {
 
 /// One identity.
 pub fn identity(id: &SpiffeId) -> RowName {
-    row(match id.subject() {
+    row(match &id.subject {
         Subject::Node { cluster, name } => format!("{IDENTITIES}node/{cluster}/{name}"),
         Subject::Worker { cluster, name } => format!("{IDENTITIES}worker/{cluster}/{name}"),
         Subject::Agent { name } => format!("{IDENTITIES}agent/{name}"),
