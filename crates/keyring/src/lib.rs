@@ -1,0 +1,16 @@
+//! Keys of one cluster: their versions and states, when they rotate, and the bytes that they make.
+//!
+//! Everything here is a pure function of its arguments. This crate never does I/O, never reads a clock
+//! (time is a parameter), never picks a generator (randomness is a parameter), and never serializes a key:
+//! disk and wire have types of their own.
+//!
+//! The modules stand in the order in which a call passes them.
+
+mod ids;
+mod kek;
+pub mod wrapped_dek;
+pub mod sealed;
+pub mod aead;
+
+pub use ids::{ClusterId, InvalidId, KeyId, StoreId, Version};
+pub use kek::Kek;
