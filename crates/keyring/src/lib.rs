@@ -7,6 +7,11 @@
 //! The modules stand in the order in which a call passes them.
 
 mod ids;
+mod state;
+mod keyring;
+mod refused;
+mod lifecycle;
+pub mod rotation;
 mod kek;
 pub mod wrapped_dek;
 pub mod sealed;
@@ -14,3 +19,7 @@ pub mod aead;
 
 pub use ids::{ClusterId, InvalidId, KeyId, StoreId, Version};
 pub use kek::Kek;
+pub use keyring::{InvalidKeyring, KeyVersion, Keyring, NAMED_WRAP_GRACE};
+pub use lifecycle::{MIN_DESTRUCTION_WAIT, RESTORE_JUMP, Rotate, RotateError, TransitionError};
+pub use refused::{UnwrapRefused, WrapRefused};
+pub use state::{Operation, State};
