@@ -17,6 +17,7 @@ mod txn;
 mod error;
 mod changes;
 mod memory;
+mod sqlite;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
 
@@ -24,6 +25,7 @@ pub use changes::Changes;
 pub use error::{BoxError, CommitError, ReadError};
 pub use memory::MemoryStore;
 pub use row::{InvalidRowName, Revision, Row, RowName};
+pub use sqlite::{BackupError, BackupReport, OpenError, SqliteStore};
 pub use txn::{MAX_BYTES, MAX_CONDITIONS, MAX_OPERATIONS, MAX_PAGE, Operation, Refusal, Txn, TxnParts};
 
 /// Durable rows, changed by whole transactions under conditions on revisions.
