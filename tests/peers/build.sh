@@ -62,7 +62,7 @@ cached() {
     local modfile of=$DEFAULT_VERSION
     modfile=$(modfile_of "$1")
     [ "$1" != kube-apiserver ] || of=$version
-    printf '%s\n' "$(peers_cache)/$of-$(source_key "$modfile" "${modfile%.mod}.sum" "$here/lib.sh")/$1"
+    printf '%s\n' "$(peers_cache)/$of-$(source_key "$modfile" "${modfile%.mod}.sum")/$1"
 }
 
 # Prints a path, or nothing when the tool has to be built.

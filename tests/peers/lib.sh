@@ -85,9 +85,13 @@ tick() {
     done
 }
 
+# Static and without paths of this machine: the same everywhere.
+readonly BUILD_ENV='CGO_ENABLED=0 GOWORK=off'
+readonly BUILD_FLAGS='-mod=readonly -buildvcs=false -trimpath'
+
 # Names a folder of the cache by what the binaries in it are made from, so that a changed pin never meets an old binary.
 source_key() {
-    { go_version && cat "$@"; } | sha256sum | cut -c 1-12
+    { go_version && printf '%s\n' "$BUILD_ENV" "$BUILD_FLAGS" && cat "$@"; } | sha256sum | cut -c 1-12
 }
 
 # with_lock FILE COMMAND...: one build at a time; the second caller then finds what the first one made.
@@ -110,8 +114,9 @@ go_build() {
     mkdir -p "$(dirname "$output")"
     (
         cd "$module"
-        GOFLAGS='-mod=readonly -buildvcs=false' GOWORK=off CGO_ENABLED=0 \
-            go build -modfile "$modfile" -trimpath -ldflags "$ldflags" -o "$partial" "$package" >&2
+        # shellcheck disable=SC2086 # the constant is a list of assignments
+        env $BUILD_ENV GOFLAGS="$BUILD_FLAGS" \
+            go build -modfile "$modfile" -ldflags "$ldflags" -o "$partial" "$package" >&2
     )
     mv "$partial" "$output"
 }
