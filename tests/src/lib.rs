@@ -5,4 +5,9 @@
 
 pub mod wait;
 pub mod ports;
+pub mod http;
 pub mod child;
+pub mod peers;
+pub mod etcd;
+pub mod encryption_config;
+pub mod apiserver;
