@@ -90,6 +90,11 @@ pub fn authority_key(kind: &str, generation: u32) -> RowName {
     row(format!("{AUTHORITY_KEYS}{kind}/{generation:010}"))
 }
 
+/// One root slot.
+pub fn slot(id: &[u8; 16]) -> RowName {
+    row(format!("{SLOTS}{}", HEXLOWER.encode(id)))
+}
+
 /// One change, until its outcome is in the audit.
 pub fn change(id: &ChangeId) -> RowName {
     row(format!("{CHANGES}{id}"))
