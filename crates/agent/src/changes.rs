@@ -15,6 +15,7 @@ use fleet_kms_store::Revision;
 use fleet_kms_transport::Clock;
 
 use crate::ledger::{Changeset, Generator, Ledger, LedgerError, Mark, WriteError};
+use crate::witness::{Seen, Witness};
 
 /// Times a change is decided again because the store changed meanwhile.
 const ATTEMPTS: usize = 8;
@@ -31,23 +32,53 @@ pub enum ChangeError<E: std::error::Error + 'static> {
     /// The store did not take it, or its reply was lost.
     #[error(transparent)]
     Write(WriteError),
+    /// The store may be a copy from before: nothing is changed until an
+    /// operator has confirmed it.
+    #[error("{0}; changes are refused until you run kms-agent restore --confirm on the agent's host")]
+    Unconfirmed(Unconfirmed),
     /// The intent could not be recorded.
     #[error("the change cannot be recorded in the audit, so it was refused; look at the audit's disk")]
     Audit(#[source] io::Error),
+}
+
+/// Why the agent serves but changes nothing: `recovered-unconfirmed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unconfirmed {
+    /// The witness has seen later transactions.
+    #[error("the store is older than its witness: {store} transactions, where {witness} were seen")]
+    Older { store: u64, witness: u64 },
+    /// Rows and head differ.
+    #[error("rows of the store were edited, replayed or deleted behind the agent's back")]
+    Edited,
 }
 
 /// Makes changes.
 pub struct Changes {
     ledger: Arc<Ledger>,
     log: Arc<Mutex<ChangeLog>>,
+    witness: Witness,
+    unconfirmed: Option<Unconfirmed>,
     clock: Clock,
     generator: Generator,
 }
 
 impl Changes {
-    /// Makes the only maker of changes over a ledger.
-    pub fn new(ledger: Arc<Ledger>, log: ChangeLog, clock: Clock, generator: Generator) -> Self {
-        Self { ledger, log: Arc::new(Mutex::new(log)), clock, generator }
+    /// Makes the only maker of changes over a ledger. `unconfirmed` says why it
+    /// must refuse all of them.
+    pub fn new(
+        ledger: Arc<Ledger>,
+        log: ChangeLog,
+        witness: Witness,
+        unconfirmed: Option<Unconfirmed>,
+        clock: Clock,
+        generator: Generator,
+    ) -> Self {
+        Self { ledger, log: Arc::new(Mutex::new(log)), witness, unconfirmed, clock, generator }
+    }
+
+    /// Says why all changes are refused, if they are.
+    pub fn unconfirmed(&self) -> Option<Unconfirmed> {
+        self.unconfirmed
     }
 
     /// Returns the ledger.
@@ -91,6 +122,9 @@ impl Changes {
         F: Future<Output = Result<(Changeset, T), E>> + Send,
         P: Fn() -> F + Send + Sync,
     {
+        if let Some(why) = self.unconfirmed {
+            return Err(ChangeError::Unconfirmed(why));
+        }
         let change = ChangeId::generate(&mut *(self.generator)());
         let now = self.now();
         let recorded = self
@@ -159,9 +193,24 @@ impl Changes {
                 if let Err(error) = self.ledger.settle(&change).await {
                     report("a settled change", &error);
                 }
+                self.remember().await;
             }
             Ok(_) => {}
             Err(error) => report("an outcome", &error),
+        }
+    }
+
+    /// Lets the witness see the head. It may trail: a later change catches up.
+    async fn remember(&self) {
+        let seen = Seen { store: self.ledger.codec().store(), count: self.ledger.head_count().await };
+        let witness = self.witness.clone();
+        // Under the log's lock, so that an older count never overwrites a newer one.
+        let written = self.with_log(move |_| match witness.read()? {
+            Some(known) if known.store == seen.store && known.count >= seen.count => Ok(()),
+            _ => witness.write(seen),
+        });
+        if let Err(error) = written.await {
+            report("the head's count", &error);
         }
     }
 

@@ -27,6 +27,7 @@ pub mod nodes;
 pub mod ledger;
 pub mod records;
 pub mod storage;
+pub mod witness;
 pub mod init;
 pub mod times;
 pub mod errors;
