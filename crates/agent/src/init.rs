@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use fleet_kms_audit::{ChangeLog, Intent};
+use fleet_kms_audit::ChangeLog;
 use fleet_kms_identity::Name;
 use fleet_kms_process::exit;
-use fleet_kms_seal::{FileSlot, FileSlotError};
+use fleet_kms_seal::{FileSlot, RootFileError};
 use fleet_kms_transport::Clock;
 
 use crate::authz::{Role, Scope, internal};
@@ -27,6 +27,7 @@ use crate::identities::LiveIdentities;
 use crate::ledger::{Changeset, Generator};
 use crate::live_keyrings::{KeysError, LiveKeyrings, LoadError};
 use crate::storage::{self, Storage, StorageError};
+use crate::trail::Intent;
 use crate::witness::Witness;
 
 /// What `init` is told on its command line.
@@ -71,7 +72,7 @@ pub enum InitError {
     },
     /// The root key file cannot be used.
     #[error(transparent)]
-    Root(#[from] FileSlotError),
+    Root(#[from] RootFileError),
     /// The store could not be made.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -185,7 +186,7 @@ async fn fill(
 }
 
 /// Takes the root key file that is there, or makes one.
-fn root_slot(path: &Path, generator: Generator) -> Result<FileSlot, FileSlotError> {
+fn root_slot(path: &Path, generator: Generator) -> Result<FileSlot, RootFileError> {
     if path.exists() { FileSlot::open(path) } else { FileSlot::create(path, &mut *generator()) }
 }
 
