@@ -90,6 +90,7 @@ pub struct ControlPlane {
     changes: Arc<Changes>,
     keyrings: Arc<LiveKeyrings>,
     clusters: Arc<Clusters>,
+    default_policy: RotationPolicy,
     generator: Generator,
 }
 
@@ -99,9 +100,10 @@ impl ControlPlane {
         changes: Arc<Changes>,
         keyrings: Arc<LiveKeyrings>,
         clusters: Arc<Clusters>,
+        default_policy: RotationPolicy,
         generator: Generator,
     ) -> Self {
-        Self { changes, keyrings, clusters, generator }
+        Self { changes, keyrings, clusters, default_policy, generator }
     }
 
     /// Makes a cluster with its first key: version 1 active, version 2 next.
@@ -119,7 +121,7 @@ impl ControlPlane {
         let refuse = |error: CreateError| ChangeError::Refused(error);
         let name: ClusterName = name.parse().map_err(|error| refuse(CreateError::Name(error)))?;
         let policy = period.map(RotationPolicy::try_new).transpose();
-        let policy = policy.map_err(|error| refuse(error.into()))?.unwrap_or_default();
+        let policy = policy.map_err(|error| refuse(error.into()))?.unwrap_or(self.default_policy);
         let id = ClusterId::generate(&mut *(self.generator)());
         let permit = permit.for_new_cluster(id);
         let intent = Intent::new("cluster_create", permit.who())

@@ -6,6 +6,8 @@
 //! a log, an error or a record in clear.
 
 pub mod config;
+pub mod serve;
+pub mod agent;
 pub mod data_plane;
 pub mod answer;
 pub mod caller;
@@ -14,6 +16,8 @@ pub mod live_keyrings;
 pub mod grpc_code;
 pub mod metrics;
 
+pub mod admin;
+pub mod ops;
 pub mod enrolment;
 pub mod ca;
 pub mod control_plane;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fleet_kms_keyring::{SlotId, StoreId};
+use fleet_kms_process::exit;
 use fleet_kms_seal::{
     FileSlot, MalformedSlotRecord, RootFileError, RootSlot, SlotError, SlotRecord, StoreKey, open_any,
 };
@@ -64,6 +65,17 @@ pub enum StorageError {
     /// The head cannot be used.
     #[error(transparent)]
     Head(#[from] HeadError),
+}
+
+impl StorageError {
+    /// Returns the exit status.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Open { source: OpenError::InUse { .. }, .. } => exit::BUSY,
+            Self::RootFile(_) => exit::CONFIG,
+            _ => exit::DATA,
+        }
+    }
 }
 
 /// A store with its key open.
