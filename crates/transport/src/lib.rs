@@ -8,6 +8,7 @@
 mod clock;
 mod peer;
 mod tls;
+pub mod deadline;
 
 pub use clock::Clock;
 pub use peer::{Peer, PeerInfo, UnixPeer};
