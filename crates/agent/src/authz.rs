@@ -62,6 +62,12 @@ impl<A: Action> FleetPermit<A> {
         &self.who
     }
 
+    /// Returns the permit for a cluster that is being made and has no name in
+    /// the scope yet.
+    pub fn for_new_cluster(&self, cluster: ClusterId) -> Permit<A> {
+        Permit::new(cluster, Arc::clone(&self.who))
+    }
+
     /// Says whether the holder may see this cluster.
     pub fn sees(&self, cluster: &ClusterId) -> bool {
         self.scope.covers(cluster)
@@ -149,7 +155,7 @@ impl Policy {
     ///
     /// When the table or the identity's state says no.
     pub fn permit<A: Action>(&self, caller: &Caller) -> Result<Permit<A>, Denied> {
-        let (Subject::Node { cluster, .. } | Subject::Worker { cluster, .. }) = caller.id().subject() else {
+        let (Subject::Node { cluster, .. } | Subject::Worker { cluster, .. }) = &caller.id().subject else {
             return Err(Denied::WrongKind);
         };
         let cluster = ClusterId::from_bytes(*cluster.as_bytes());
@@ -195,10 +201,10 @@ impl Policy {
         if identity.banned {
             return Err(Denied::Banned);
         }
-        if identity.standing_of(caller.certificate().serial()) == SerialStanding::Superseded {
+        if identity.standing_of(&caller.certificate().serial()) == SerialStanding::Superseded {
             return Err(Denied::Superseded);
         }
-        match caller.id().subject() {
+        match &caller.id().subject {
             Subject::Node { .. } if row.who.iter().any(|who| matches!(who, Who::Node | Who::ExpiredNode)) => {
                 Ok(None)
             }

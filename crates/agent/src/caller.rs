@@ -12,7 +12,6 @@ use fleet_kms_transport::PeerInfo;
 #[derive(Debug, Clone)]
 pub struct Caller {
     peer: Arc<PeerInfo>,
-    certificate: Arc<Certificate>,
 }
 
 /// The connection showed no certificate.
@@ -37,18 +36,18 @@ impl Caller {
     ///
     /// When the connection showed no certificate.
     pub fn from_peer(peer: &Arc<PeerInfo>) -> Result<Self, NoCertificate> {
-        let certificate = peer.certificate.clone().ok_or(NoCertificate)?;
-        Ok(Self { peer: Arc::clone(peer), certificate })
+        peer.certificate.as_ref().ok_or(NoCertificate)?;
+        Ok(Self { peer: Arc::clone(peer) })
     }
 
     /// Returns the SPIFFE ID of the certificate.
     pub fn id(&self) -> &SpiffeId {
-        self.certificate.spiffe_id()
+        self.certificate().id()
     }
 
     /// Returns the certificate.
     pub fn certificate(&self) -> &Certificate {
-        &self.certificate
+        self.peer.certificate.as_ref().expect("from_peer refuses a peer without one")
     }
 
     /// Says whether the certificate was valid when the connection was made.

@@ -154,7 +154,7 @@ pub fn parse(record: &Record<IdentityRecord>) -> Result<LiveIdentity, IdentityEr
 
 fn parse_issued(issued: &IssuedCertificate) -> Option<Issued> {
     Some(Issued {
-        serial: Serial::from_bytes(issued.serial.as_slice().try_into().ok()?),
+        serial: Serial::from_bytes(issued.serial.as_slice().try_into().ok()?)?,
         spki_sha256: issued.spki_sha256.as_slice().try_into().ok()?,
         not_after: from_ms(issued.not_after_ms),
     })

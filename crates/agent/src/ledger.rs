@@ -193,13 +193,14 @@ impl Ledger {
         Changeset::new(Arc::clone(&self.codec))
     }
 
-    /// Commits a changeset together with the change's record and the head.
-    /// When this returns `Ok` the change is durable.
+    /// Commits a changeset together with the change's record and the head;
+    /// returns the revision that all its rows have now. When this returns `Ok`
+    /// the change is durable.
     ///
     /// # Errors
     ///
     /// See [`WriteError`]; except for `Unknown` nothing was written.
-    pub async fn commit(&self, changeset: Changeset, mark: &Mark) -> Result<(), WriteError> {
+    pub async fn commit(&self, changeset: Changeset, mark: &Mark) -> Result<Revision, WriteError> {
         let mut changeset = changeset;
         let settled = self.take_settled();
         for record in &settled {
@@ -242,7 +243,7 @@ impl Ledger {
         head: &mut Head,
         changeset: &Changeset,
         change_row: &RowName,
-    ) -> Result<(), WriteError> {
+    ) -> Result<Revision, WriteError> {
         for _ in 0..HEAD_ATTEMPTS {
             let mut next = head.next();
             changeset.toggle_elements(&mut next, &self.codec);
@@ -253,7 +254,7 @@ impl Ledger {
                 Ok(revision) => {
                     next.set_row_revision(revision);
                     *head = next;
-                    return Ok(());
+                    return Ok(revision);
                 }
                 Err(CommitError::Conflict) => {
                     let now = Head::load(&*self.store, &self.codec, &self.head_key).await?;
@@ -277,14 +278,14 @@ impl Ledger {
         head: &mut Head,
         change_row: &RowName,
         error: CommitError,
-    ) -> Result<(), WriteError> {
+    ) -> Result<Revision, WriteError> {
         let found = match self.store.get(change_row).await {
             Ok(found) => found,
             Err(_) => return Err(WriteError::Unknown(error)),
         };
         *head = Head::load(&*self.store, &self.codec, &self.head_key).await?;
         match found {
-            Some(_) => Ok(()),
+            Some(row) => Ok(row.revision),
             None => Err(WriteError::NotApplied(error)),
         }
     }

@@ -13,6 +13,7 @@ use fleet_kms_store::{Revision, Row, RowName};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+pub mod keyring;
 pub mod payload;
 pub mod rows;
 

@@ -67,7 +67,7 @@ pub fn keks(id: &ClusterId) -> String {
 
 /// One identity.
 pub fn identity(id: &SpiffeId) -> RowName {
-    row(match id.subject() {
+    row(match &id.subject {
         Subject::Node { cluster, name } => format!("{IDENTITIES}node/{cluster}/{name}"),
         Subject::Worker { cluster, name } => format!("{IDENTITIES}worker/{cluster}/{name}"),
         Subject::Agent { name } => format!("{IDENTITIES}agent/{name}"),
@@ -88,6 +88,11 @@ pub fn authority(kind: &str, generation: u32) -> RowName {
 /// The sealed private key of one CA generation.
 pub fn authority_key(kind: &str, generation: u32) -> RowName {
     row(format!("{AUTHORITY_KEYS}{kind}/{generation:010}"))
+}
+
+/// One root slot.
+pub fn slot(id: &[u8; 16]) -> RowName {
+    row(format!("{SLOTS}{}", HEXLOWER.encode(id)))
 }
 
 /// One change, until its outcome is in the audit.
