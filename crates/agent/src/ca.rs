@@ -7,13 +7,11 @@
 //! here decides who gets a certificate, and nothing here touches the store but
 //! [`Authorities::load`].
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fleet_kms_identity::{Serial, SpiffeId, TrustDomain};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SigningKey, SubjectPublicKeyInfo};
+use rcgen::{SigningKey, SubjectPublicKeyInfo};
 use sha2::{Digest, Sha256};
-
-use crate::records::payload::AuthorityState;
 
 mod generation;
 mod key;
@@ -24,7 +22,7 @@ pub use generation::{ISSUING_LIFE, NewAuthorities, ROOT_LIFE, create};
 pub use leaf::{ADMIN_LIFE, LEAF_LIFE, life};
 pub use load::LoadError;
 
-use generation::{distinguished_name, to_x509};
+use generation::whole_seconds;
 use key::CaKey;
 
 /// Precedes what the issuing CA signs in a `Time` answer, so that the signature

@@ -69,15 +69,24 @@ pub fn create(
 impl NewAuthorities {
     /// Adds the rows of the new CA: both certificates, both keys as `seal`
     /// returns them for their row, and the issue number 0.
-    pub fn write_to(&self, changeset: &mut Changeset, mut seal: impl FnMut(&RowName, &[u8]) -> Vec<u8>) {
+    ///
+    /// # Errors
+    ///
+    /// When `seal` fails.
+    pub fn write_to<E>(
+        &self,
+        changeset: &mut Changeset,
+        mut seal: impl FnMut(&RowName, &[u8]) -> Result<Vec<u8>, E>,
+    ) -> Result<(), E> {
         for generation in [&self.root, &self.issuing] {
             let number = generation.record.generation;
             changeset.insert(rows::authority(generation.kind, number), &generation.record);
             let row = rows::authority_key(generation.kind, number);
-            let sealed = seal(&row, &generation.key);
+            let sealed = seal(&row, &generation.key)?;
             changeset.insert_sealed(row, sealed);
         }
         changeset.insert(rows::fixed(rows::ISSUED), &IssuedRecord { last: 0 });
+        Ok(())
     }
 }
 

@@ -16,7 +16,7 @@ use fleet_kms_store::Revision;
 use super::audit_trail;
 use super::limits::Limits;
 use crate::ca::{Authorities, SignError};
-use crate::changes::{ChangeError, Changes};
+use crate::changes::{ChangeError, Changes, Unconfirmed};
 use crate::identities::{self, IdentityError, LiveIdentities};
 use crate::ledger::{Changeset, Generator, Ledger, LedgerError, WriteError};
 use crate::records::payload::{IdentityRecord, IssuedCertificate, IssuedRecord};
@@ -84,6 +84,9 @@ pub enum IssueFailure {
     /// The store did not take the change, or its reply was lost.
     #[error(transparent)]
     Write(WriteError),
+    /// The store may be a copy from before, so that nothing is changed yet.
+    #[error("{0}; an operator must confirm the store first")]
+    Unconfirmed(Unconfirmed),
     /// The change could not be recorded in the audit.
     #[error("the change cannot be recorded in the audit, so it was refused")]
     Audit(#[source] std::io::Error),
@@ -96,6 +99,7 @@ impl IssueFailure {
             Self::Ledger(_) | Self::Write(_) | Self::Contended => "store",
             Self::Identity(_) | Self::NoIssueNumber => "store_damaged",
             Self::Sign(_) | Self::IssueNumbers => "ca",
+            Self::Unconfirmed(_) => "unconfirmed",
             Self::Audit(_) => "audit",
         }
     }
@@ -109,10 +113,15 @@ impl IssueFailure {
             ChangeError::Refused(refused) => refused,
             ChangeError::Contended => Self::Contended.into(),
             ChangeError::Write(error) => Self::Write(error).into(),
+            ChangeError::Unconfirmed(why) => Self::Unconfirmed(why).into(),
             ChangeError::Audit(error) => Self::Audit(error).into(),
         }
     }
 }
+
+/// A certificate, and the identity's record if this change writes it; without
+/// one the certificate had been issued before.
+type Prepared = (IssuedCertificate, Option<Record<IdentityRecord>>);
 
 impl Issuer {
     /// Makes the agent's only issuer.
@@ -160,18 +169,14 @@ impl Issuer {
         if self.promotable(id, serial).await?.is_none() {
             return self.refresh(id).await;
         }
-        let prepare = || async {
-            let mut changeset = self.ledger().changeset();
-            let Some(record) = self.promotable(id, serial).await? else {
-                return Ok((changeset, None));
-            };
-            let promoted = promoted(&record.payload);
-            changeset.update(&record, &promoted);
-            Ok((changeset, Some(written(&record, promoted))))
-        };
         let intent = audit_trail::promote(id, serial);
-        let promoted = self.changes.run(intent, prepare).await.map_err(IssueFailure::flatten)?;
-        promoted.map_or(Ok(()), |record| self.publish(&record))
+        let prepare = || self.prepare_promotion(id, serial);
+        let run = self.changes.run_with_revision(intent, prepare).await;
+        let (record, revision) = run.map_err(IssueFailure::flatten::<IssueFailure>)?;
+        match record {
+            Some(record) => self.publish(record, revision),
+            None => self.refresh(id).await,
+        }
     }
 
     /// Brings the identity in memory up to what the store says.
@@ -181,7 +186,10 @@ impl Issuer {
     /// When the store cannot be read or the record is damaged.
     pub async fn refresh(&self, id: &SpiffeId) -> Result<(), IssueFailure> {
         match self.identity(id).await? {
-            Some(record) => self.publish(&record),
+            Some(record) => {
+                let revision = record.revision;
+                self.publish(record, revision)
+            }
             None => {
                 self.identities.remove(id);
                 Ok(())
@@ -207,6 +215,20 @@ impl Issuer {
         serial: &Serial,
     ) -> Result<Option<Record<IdentityRecord>>, IssueFailure> {
         Ok(self.identity(id).await?.filter(|record| has_serial(&record.payload.next, serial)))
+    }
+
+    async fn prepare_promotion(
+        &self,
+        id: &SpiffeId,
+        serial: &Serial,
+    ) -> Result<(Changeset, Option<Record<IdentityRecord>>), IssueFailure> {
+        let mut changeset = self.ledger().changeset();
+        let Some(before) = self.promotable(id, serial).await? else {
+            return Ok((changeset, None));
+        };
+        let after = promoted(&before.payload);
+        let record = write_identity(&mut changeset, id, Some(&before), after);
+        Ok((changeset, Some(record)))
     }
 
     /// Makes a certificate and adds its issue number to the changeset.
@@ -235,13 +257,14 @@ impl Issuer {
     }
 
     /// Makes a committed record visible to the next call.
-    fn publish(&self, record: &Record<IdentityRecord>) -> Result<(), IssueFailure> {
-        self.identities.publish(identities::parse(record)?);
+    fn publish(&self, record: Record<IdentityRecord>, revision: Revision) -> Result<(), IssueFailure> {
+        self.identities.publish(identities::parse(&Record { revision, ..record })?);
         Ok(())
     }
 }
 
-/// Puts an identity's new record into the changeset; returns it as it will be.
+/// Puts an identity's new record into the changeset. Returns it as it will be,
+/// but for its revision.
 fn write_identity(
     changeset: &mut Changeset,
     id: &SpiffeId,
@@ -251,7 +274,7 @@ fn write_identity(
     match before {
         Some(record) => {
             changeset.update(record, &after);
-            written(record, after)
+            Record { seq: record.seq + 1, payload: after, ..record.clone() }
         }
         None => {
             let row = rows::identity(id);
@@ -259,12 +282,6 @@ fn write_identity(
             Record { row, revision: Revision::ABSENT, seq: 1, payload: after, stored: Vec::new() }
         }
     }
-}
-
-/// The record as it stands after the write of `after`; its revision is stale,
-/// so it is good for publishing only.
-fn written(before: &Record<IdentityRecord>, after: IdentityRecord) -> Record<IdentityRecord> {
-    Record { seq: before.seq + 1, payload: after, ..before.clone() }
 }
 
 fn promoted(record: &IdentityRecord) -> IdentityRecord {

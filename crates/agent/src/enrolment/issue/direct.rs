@@ -141,8 +141,9 @@ impl Issuer {
         let _turn = self.turn.lock().await;
         let intent = audit_trail::direct(who, id, &grant.roles);
         let prepare = || self.prepare_direct(id, grant, &key, now);
-        let (issued, record) = self.changes.run(intent, prepare).await.map_err(IssueFailure::flatten)?;
-        self.publish(&record)?;
+        let run = self.changes.run_with_revision(intent, prepare).await;
+        let ((issued, record), revision) = run.map_err(IssueFailure::flatten)?;
+        self.publish(record, revision)?;
         let roots = self.authorities().trusted_roots().to_vec();
         Ok(Bundle { key, certified: certified(id, &issued, false), roots })
     }

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use fleet_kms_identity::{Csr, CsrError, SpiffeId, Subject};
 use sha2::{Digest, Sha256};
 
-use super::{Certified, IssueFailure, Issuer, certified, has_key, write_identity};
+use super::{Certified, IssueFailure, Issuer, Prepared, certified, has_key, write_identity};
 use crate::enrolment::audit_trail;
 use crate::enrolment::limits::Limited;
 use crate::enrolment::tokens::{self, TokenRefused};
@@ -143,14 +143,11 @@ impl Issuer {
         let _turn = self.turn.lock().await;
         let intent = audit_trail::enrol(join, &id);
         let prepare = || self.prepare_join(join, now);
-        let (issued, record) = self.changes.run(intent, prepare).await.map_err(IssueFailure::flatten)?;
-        match record {
-            Some(record) => {
-                self.publish(&record)?;
-                Ok(certified(&id, &issued, false))
-            }
-            None => Ok(certified(&id, &issued, true)),
-        }
+        let run = self.changes.run_with_revision(intent, prepare).await;
+        let ((issued, record), revision) = run.map_err(IssueFailure::flatten)?;
+        let again = record.is_none();
+        record.map_or(Ok(()), |record| self.publish(record, revision))?;
+        Ok(certified(&id, &issued, again))
     }
 
     /// Judges everything, writes nothing.
@@ -183,7 +180,7 @@ impl Issuer {
         &self,
         join: &Join,
         now: SystemTime,
-    ) -> Result<(Changeset, (IssuedCertificate, Option<Record<IdentityRecord>>)), EnrolError> {
+    ) -> Result<(Changeset, Prepared), EnrolError> {
         let mut changeset = self.ledger().changeset();
         let (id, plan) = self.plan(join, now).await?;
         let (token, before) = match plan {

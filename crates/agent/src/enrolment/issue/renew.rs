@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use fleet_kms_identity::{Certificate, Csr, CsrError, SpiffeId, Subject};
 
-use super::{Certified, IssueFailure, Issuer, certified, has_key, has_serial, promoted, write_identity};
-use crate::authz::{Permit, actions};
+use super::{Certified, IssueFailure, Issuer, Prepared, certified, has_key, has_serial, promoted, write_identity};
+use crate::authz::{Denied, Permit, actions};
 use crate::enrolment::audit_trail;
 use crate::enrolment::limits::Limited;
 use crate::ledger::Changeset;
@@ -118,6 +118,12 @@ impl Issuer {
         result
     }
 
+    /// Records that the table or the identity's state kept a caller from
+    /// renewing: a ban, a superseded serial, the wrong kind.
+    pub async fn note_denied_renewal(&self, shown: &Certificate, denied: Denied) {
+        self.changes.event(audit_trail::renew_denied(shown, denied)).await;
+    }
+
     async fn try_renew(
         &self,
         who: &str,
@@ -134,11 +140,11 @@ impl Issuer {
         let _turn = self.turn.lock().await;
         let intent = audit_trail::renew(who, shown);
         let prepare = || self.prepare_renewal(shown, csr, now);
-        let (issued, record) = self.changes.run(intent, prepare).await.map_err(IssueFailure::flatten)?;
-        if let Some(record) = &record {
-            self.publish(record)?;
-        }
-        Ok(certified(id, &issued, record.is_none()))
+        let run = self.changes.run_with_revision(intent, prepare).await;
+        let ((issued, record), revision) = run.map_err(IssueFailure::flatten)?;
+        let again = record.is_none();
+        record.map_or(Ok(()), |record| self.publish(record, revision))?;
+        Ok(certified(id, &issued, again))
     }
 
     async fn verdict(
@@ -157,7 +163,7 @@ impl Issuer {
         shown: &Certificate,
         csr: &Csr,
         now: SystemTime,
-    ) -> Result<(Changeset, (IssuedCertificate, Option<Record<IdentityRecord>>)), RenewError> {
+    ) -> Result<(Changeset, Prepared), RenewError> {
         let mut changeset = self.ledger().changeset();
         let (before, verdict) = self.verdict(shown, csr, now).await?;
         let base = match verdict {
