@@ -228,7 +228,9 @@ impl Policy {
 /// Permits for work that the agent does by itself. Each function has a row in
 /// [`TABLE`] that names it.
 pub mod internal {
-    use super::{ClusterId, Permit, actions};
+    use std::marker::PhantomData;
+
+    use super::{ClusterId, FleetPermit, Permit, Scope, actions};
 
     /// The schedule rotates a cluster that is due.
     pub fn schedule(cluster: ClusterId) -> Permit<actions::ScheduledRotation> {
@@ -239,5 +241,10 @@ pub mod internal {
     /// change, or when a key id is unknown.
     pub fn load(cluster: ClusterId) -> Permit<actions::Load> {
         Permit::new(cluster, "agent".into())
+    }
+
+    /// The agent opens and seals the private keys of its CAs.
+    pub fn authority() -> FleetPermit<actions::Authority> {
+        FleetPermit { who: "agent".into(), scope: Scope::All, action: PhantomData }
     }
 }

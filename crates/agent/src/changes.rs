@@ -10,11 +10,12 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use fleet_kms_audit::{ChangeId, ChangeLog, Event, Intent, Outcome};
+use fleet_kms_audit::{ChangeId, ChangeLog, Outcome};
 use fleet_kms_store::Revision;
 use fleet_kms_transport::Clock;
 
 use crate::ledger::{Changeset, Generator, Ledger, LedgerError, Mark, WriteError};
+use crate::trail::{Event, Intent};
 use crate::witness::{Seen, Witness};
 
 /// Times a change is decided again because the store changed meanwhile.
@@ -128,15 +129,19 @@ impl Changes {
         let change = ChangeId::generate(&mut *(self.generator)());
         let now = self.now();
         let recorded = self
-            .with_log(move |log| log.intent(change, &intent, now))
+            .with_log(move |log| log.intent(&intent.line(change), now))
             .await
             .map_err(ChangeError::Audit)?;
         let mark = Mark { change, intent: recorded };
         let result = self.attempt(&mark, prepare).await;
+        let why;
         let outcome = match &result {
             Ok(_) => Outcome::Done,
             Err(ChangeError::Write(WriteError::Unknown(_))) => Outcome::Unknown,
-            Err(error) => Outcome::NotDone { why: error.to_string() },
+            Err(error) => {
+                why = error.to_string();
+                Outcome::NotDone { why: &why }
+            }
         };
         self.close(change, outcome).await;
         result
@@ -145,7 +150,7 @@ impl Changes {
     /// Records something that happened without a change of the store.
     pub async fn event(&self, event: Event) {
         let now = self.now();
-        if let Err(error) = self.with_log(move |log| log.event(&event, now)).await {
+        if let Err(error) = self.with_log(move |log| log.event(&event.line(), now)).await {
             report("an event", &error);
         }
     }
@@ -160,7 +165,7 @@ impl Changes {
         let open = self.log.lock().unwrap_or_else(PoisonError::into_inner).open_intents();
         for change in &open {
             let happened = self.ledger.happened(change).await?;
-            let why = "the agent stopped before the transaction".to_owned();
+            let why = "the agent stopped before the transaction";
             self.close(*change, if happened { Outcome::Done } else { Outcome::NotDone { why } }).await;
         }
         Ok(open.len())

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fleet_kms_audit::Intent;
 use fleet_kms_keyring::rotation::{InvalidPolicy, RotationPolicy};
 use fleet_kms_keyring::{ClusterId, KeyId, Keyring, Rotate, RotateError, Version};
 use fleet_kms_store::Revision;
@@ -21,6 +20,7 @@ use crate::records::keyring::{self, KeyringError};
 use crate::records::payload::{ClusterRecord, KeyringRecord, NameRecord};
 use crate::records::rows;
 use crate::times::to_ms;
+use crate::trail::Intent;
 
 /// Why a cluster was not made.
 #[derive(Debug, thiserror::Error)]
@@ -123,7 +123,7 @@ impl ControlPlane {
         let id = ClusterId::generate(&mut *(self.generator)());
         let permit = permit.for_new_cluster(id);
         let intent = Intent::new("cluster_create", permit.who())
-            .cluster(id.to_string(), name.as_str())
+            .cluster(id, name.as_str())
             .reason(reason);
         let prepare = || self.prepare_cluster(&permit, &name, policy);
         let ((snapshot, created), revision) = self.changes.run_with_revision(intent, prepare).await?;
@@ -270,6 +270,6 @@ impl ControlPlane {
     fn key_intent<A: Action>(&self, action: &'static str, permit: &Permit<A>) -> Intent {
         let cluster = permit.cluster();
         let name = self.clusters.name_of(&cluster).map_or_else(String::new, |name| name.to_string());
-        Intent::new(action, permit.who()).cluster(cluster.to_string(), &name)
+        Intent::new(action, permit.who()).cluster(cluster, &name)
     }
 }

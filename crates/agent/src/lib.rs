@@ -19,6 +19,7 @@ pub mod ca;
 pub mod control_plane;
 pub mod rotation;
 pub mod changes;
+pub mod trail;
 
 pub mod bulletin;
 pub mod clusters;

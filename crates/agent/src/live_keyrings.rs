@@ -18,7 +18,7 @@ use fleet_kms_seal::StoreKey;
 use fleet_kms_store::{Revision, RowName};
 use zeroize::Zeroizing;
 
-use crate::authz::{Action, Permit, actions};
+use crate::authz::{Action, FleetPermit, Permit, actions};
 use crate::ledger::Generator;
 use crate::records::rows;
 
@@ -232,16 +232,37 @@ impl LiveKeyrings {
         });
     }
 
-    /// Opens a CA's private key, for `ca` alone.
+    /// Opens a CA's private key.
     ///
     /// # Errors
     ///
     /// When the agent is locked or the row is damaged.
-    pub fn open_ca_key(&self, row: &RowName, bytes: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeysError> {
+    pub fn open_ca_key(
+        &self,
+        _permit: &FleetPermit<actions::Authority>,
+        row: &RowName,
+        bytes: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, KeysError> {
         let store_key = self.store_key.load_full().ok_or(KeysError::Locked)?;
         let epoch = sealed::epoch_of(bytes).map_err(|_| KeysError::Damaged)?;
         sealed::open(&store_key.seal_key(), &context(&store_key, row, Kind::CaKey, epoch), bytes)
             .map_err(|_| KeysError::Damaged)
+    }
+
+    /// Seals a CA's private key for its row.
+    ///
+    /// # Errors
+    ///
+    /// When the agent is locked.
+    pub fn seal_ca_key(
+        &self,
+        _permit: &FleetPermit<actions::Authority>,
+        row: &RowName,
+        key: &[u8],
+    ) -> Result<Vec<u8>, KeysError> {
+        let store_key = self.store_key.load_full().ok_or(KeysError::Locked)?;
+        let context = context(&store_key, row, Kind::CaKey, store_key.epoch());
+        Ok(sealed::seal(&store_key.seal_key(), &context, key, &mut *(self.generator)()))
     }
 
     /// Wipes the store key. No key is usable from the next call on.

@@ -83,7 +83,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Init { config, admin, admin_directory } => {
             let config = config.load()?;
             let options = init::Options { admin, admin_directory };
-            let done = block_on(init::run(&config, &options, generator))?;
+            let done = block_on(init::run(&config, &options, serve::clock(), generator))?;
             let done = done.map_err(|error| Failure { code: error.exit_code(), text: chain(&error) })?;
             println!("{done}");
             Ok(())

@@ -6,8 +6,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use fleet_kms_keyring::StoreId;
-use fleet_kms_seal::{FileSlot, FileSlotError, RootSlot, SlotError, SlotRecord, StoreKey};
+use fleet_kms_keyring::{SlotId, StoreId};
+use fleet_kms_seal::{
+    FileSlot, MalformedSlotRecord, RootFileError, RootSlot, SlotError, SlotRecord, StoreKey, open_any,
+};
 use fleet_kms_store::{CommitError, OpenError, ReadError, SqliteStore, Store};
 
 use crate::ledger::{Generator, HeadError, Ledger};
@@ -44,17 +46,21 @@ pub enum StorageError {
     Newer { path: String, format: u8 },
     /// The root key file cannot be used.
     #[error(transparent)]
-    RootFile(#[from] FileSlotError),
+    RootFile(#[from] RootFileError),
     /// A slot row is damaged.
     #[error("root slot {row} is damaged; restore a backup")]
     Slot {
         row: String,
         #[source]
+        source: MalformedSlotRecord,
+    },
+    /// The slot does not seal or open.
+    #[error("{file} does not open the store; use the root key file that `kms-agent init` made")]
+    NoSlotOpens {
+        file: String,
+        #[source]
         source: SlotError,
     },
-    /// No slot opens.
-    #[error("no root slot of the store opens with {file}; use the root key file that `kms-agent init` made")]
-    NoSlotOpens { file: String },
     /// The head cannot be used.
     #[error(transparent)]
     Head(#[from] HeadError),
@@ -79,12 +85,12 @@ pub async fn create(path: &Path, slot: &FileSlot, agent: &str, generator: Genera
     let mut rng = generator();
     let id = StoreId::generate(&mut *rng);
     let store_key = StoreKey::generate(id, FIRST_EPOCH, &mut *rng);
-    let record = slot.seal(&store_key, &mut *rng).map_err(|source| StorageError::Slot {
-        row: "new".to_owned(),
-        source,
-    })?;
+    let slot_id = SlotId::generate(&mut *rng);
+    let record = slot
+        .seal(&store_key, slot_id, &mut *rng)
+        .map_err(|source| StorageError::NoSlotOpens { file: "the root key file".to_owned(), source })?;
     let codec = Codec::new(id, store_key.epoch(), store_key.mac_key());
-    let rows = vec![(rows::fixed(rows::META), meta(id)), (rows::slot(record.id()), record.encode())];
+    let rows = vec![(rows::fixed(rows::META), meta(id)), (rows::slot(&slot_id), record.encode())];
     Ledger::create(&store, &codec, &store_key.head_key(), rows, generator).await?;
     finish(Arc::new(store), codec, store_key, agent, generator).await
 }
@@ -135,17 +141,16 @@ async fn open_store_key(
     slot: &FileSlot,
     root: &Path,
 ) -> Result<StoreKey, StorageError> {
+    let mut records = Vec::new();
     for row in store.page_rows(rows::SLOTS, None, MAX_SLOTS).await? {
+        let record = SlotRecord::parse(&row.bytes);
         let damaged = |source| StorageError::Slot { row: row.name.as_str().to_owned(), source };
-        let record = SlotRecord::parse(&row.bytes).map_err(damaged)?;
-        if record.kind() != slot.kind() {
-            continue;
-        }
-        if let Ok(store_key) = slot.open(id, &record) {
-            return Ok(store_key);
-        }
+        records.push(record.map_err(damaged)?);
     }
-    Err(StorageError::NoSlotOpens { file: text(root) })
+    let opened = open_any(slot, &records, id);
+    let (_, store_key) =
+        opened.map_err(|source| StorageError::NoSlotOpens { file: text(root), source })?;
+    Ok(store_key)
 }
 
 fn meta(id: StoreId) -> Vec<u8> {

@@ -115,6 +115,8 @@ table! {
     ScheduledRotation = "internal:schedule" => [Who::Internal("schedule")],
     /// Read a cluster's keyring into memory.
     Load = "internal:load" => [Who::Internal("load")],
+    /// Open and seal the private keys of the fleet CA.
+    Authority = "internal:authority" => [Who::Internal("authority")],
 }
 
 /// Finds a row by its id.

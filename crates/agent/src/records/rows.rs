@@ -3,7 +3,7 @@
 use data_encoding::HEXLOWER;
 use fleet_kms_audit::ChangeId;
 use fleet_kms_identity::{SpiffeId, Subject};
-use fleet_kms_keyring::{ClusterId, Version};
+use fleet_kms_keyring::{ClusterId, SlotId, Version};
 use fleet_kms_store::RowName;
 
 /// Format and store id, in clear: read before any key is open.
@@ -91,8 +91,8 @@ pub fn authority_key(kind: &str, generation: u32) -> RowName {
 }
 
 /// One root slot.
-pub fn slot(id: &[u8; 16]) -> RowName {
-    row(format!("{SLOTS}{}", HEXLOWER.encode(id)))
+pub fn slot(id: &SlotId) -> RowName {
+    row(format!("{SLOTS}{id}"))
 }
 
 /// One change, until its outcome is in the audit.
