@@ -270,6 +270,11 @@ impl LiveKeyrings {
         self.store_key.store(None);
     }
 
+    /// Says whether the store key was wiped.
+    pub fn is_locked(&self) -> bool {
+        self.store_key.load().is_none()
+    }
+
     /// Returns every cluster's keyring: versions and states, no key.
     pub fn keyrings(&self) -> Vec<(ClusterId, Arc<Snapshot>)> {
         self.clusters.load().iter().map(|(id, live)| (*id, live.snapshot.load_full())).collect()
