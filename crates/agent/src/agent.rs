@@ -20,7 +20,7 @@ use crate::clusters::{ClusterError, Clusters};
 use crate::config::Config;
 use crate::control_plane::ControlPlane;
 use crate::data_plane::DataPlaneService;
-use crate::enrolment::{Issuer, MAX_OFFLINE};
+use crate::enrolment::issue::{Issuer, MAX_OFFLINE};
 use crate::identities::{IdentityError, LiveIdentities};
 use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
@@ -308,16 +308,19 @@ async fn find_out_if_confirmed(ledger: &Ledger, config: &Config) -> Result<Optio
 
 fn open_audit(config: &Config, clock: &Clock) -> Result<(ChangeLog, DataLog), OpenError> {
     let failed = |source| OpenError::Audit { path: config.audit.display().to_string(), source };
-    let (changes, opened) = ChangeLog::open(&config.audit, clock()).map_err(failed)?;
-    report_torn(&opened);
-    let (data, opened) = DataLog::open(&config.audit, clock()).map_err(failed)?;
-    report_torn(&opened);
+    let changes = ChangeLog::open(&config.audit).map_err(failed)?;
+    report(changes.opened());
+    let data = DataLog::open(&config.audit, clock()).map_err(failed)?;
+    report(data.opened());
     Ok((changes, data))
 }
 
-fn report_torn(opened: &fleet_kms_audit::Opened) {
+fn report(opened: &fleet_kms_audit::Opened) {
     if let Some(torn) = &opened.torn {
         tracing::warn!(?torn, "the audit's last line was cut off by a crash and has been removed");
+    }
+    if let Some(broken) = &opened.broken {
+        tracing::error!(?broken, "the audit's chain does not hold; it goes on after the break");
     }
 }
 

@@ -22,7 +22,7 @@ use crate::authz::{Role, Scope, internal};
 use crate::ca::{self, Authorities, SignError};
 use crate::changes::{ChangeError, Changes};
 use crate::config::Config;
-use crate::enrolment::{Bundle, DirectError, Issuer, MAX_OFFLINE};
+use crate::enrolment::issue::{Bundle, DirectError, Issuer, MAX_OFFLINE};
 use crate::identities::LiveIdentities;
 use crate::ledger::{Changeset, Generator};
 use crate::live_keyrings::{KeysError, LiveKeyrings, LoadError};
@@ -96,7 +96,7 @@ pub enum InitError {
     Audit {
         path: String,
         #[source]
-        source: fleet_kms_audit::OpenError,
+        source: fleet_kms_audit::LogError,
     },
     /// The first rows could not be written.
     #[error("cannot write the first rows")]
@@ -156,7 +156,7 @@ async fn fill(
 ) -> Result<Bundle, InitError> {
     let Storage { ledger, store_key } = storage;
     let (keyrings, _) = LiveKeyrings::load(&ledger, store_key, generator).await?;
-    let log = ChangeLog::open(&config.audit, clock()).map_err(|source| InitError::Audit {
+    let log = ChangeLog::open(&config.audit).map_err(|source| InitError::Audit {
         path: text(&config.audit),
         source,
     })?;

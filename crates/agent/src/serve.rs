@@ -26,7 +26,8 @@ use tower::{Layer, ServiceExt};
 
 use crate::agent::{Agent, OpenError};
 use crate::config::{Config, Listen};
-use crate::enrolment::{EnrolmentService, agent_certificate_due};
+use crate::enrolment::EnrolmentService;
+use crate::enrolment::issue::agent_certificate_due;
 use crate::errors::chain;
 use crate::ledger::{Generator, HeadError, Integrity};
 use crate::storage::{self, StorageError};
@@ -83,11 +84,11 @@ pub fn clock() -> Clock {
 /// # Errors
 ///
 /// See [`ServeError`].
-pub fn run(config: Config, generator: Generator) -> Result<(), ServeError> {
+pub fn run(mut config: Config, generator: Generator) -> Result<(), ServeError> {
     let listeners = Listeners::bind(config.listen)?;
     let warnings = hardening::apply(&plan(&config));
     let runtime = runtime::multi_thread().map_err(ServeError::Start)?;
-    let log = logging::init(config.log_format, config.log_filter.clone())?;
+    let log = logging::init(config.log_format, std::mem::take(&mut config.log_filter))?;
     let done = runtime.block_on(serve(&config, listeners, warnings, generator));
     // What is still running holds nothing that must be finished.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -183,6 +184,8 @@ fn spawn_ports(
         Arc::clone(&agent.policy),
         Arc::clone(&agent.bulletin),
         Arc::clone(agent.own.live()),
+        Arc::clone(&agent.metrics),
+        clocks::monotonic,
     );
     let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(MAX_ENROLMENT_REQUEST);
     let enrolment = DeadlineLayer.layer(enrolment.map_request(body));
