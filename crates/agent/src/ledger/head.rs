@@ -40,7 +40,7 @@ pub enum Integrity {
 
 /// The head as of one transaction.
 #[derive(Debug, Clone)]
-pub struct Head {
+pub(super) struct Head {
     count: u64,
     set: [u8; 32],
     row_revision: Revision,
