@@ -12,8 +12,10 @@ mod listener;
 mod drain;
 mod serve;
 pub mod deadline;
+mod connect;
 
 pub use clock::Clock;
+pub use connect::{
     ConnectError, ConnectOptions, Driver, Link, LinkEnd, LinkError, LinkService, Stage, Whose, connect,
 };
 pub use drain::Drain;
