@@ -8,11 +8,21 @@
 mod clock;
 mod peer;
 mod tls;
+mod listener;
+mod drain;
+mod serve;
 pub mod deadline;
+mod connect;
 
 pub use clock::Clock;
+pub use connect::{
+    ConnectError, ConnectOptions, Driver, Link, LinkEnd, LinkError, LinkService, Stage, Whose, connect,
+};
+pub use drain::Drain;
+pub use listener::{Accepted, Listener, TcpPort, TlsPort, UnixPort};
 pub use peer::{Peer, PeerInfo, UnixPeer};
+pub use serve::{ConnectionEvent, Connections, Observer, Protocol, Refusal, ServeLimits, serve};
 pub use tls::{
-    CertificateRefused, ClientAuth, ClientTls, LiveIdentity, LiveIdentityError, Roots, RootsError, ServerTls, TlsError,
-    agent_client_tls, agent_tls, first_contact_tls,
+    CertificateRefused, ClientAuth, ClientTls, LiveIdentity, LiveIdentityError, Roots, RootsError, ServerTls,
+    TlsError, agent_client_tls, agent_tls, first_contact_tls,
 };
