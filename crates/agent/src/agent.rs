@@ -61,7 +61,9 @@ pub enum OpenError {
         source: fleet_kms_audit::LogError,
     },
     /// The witness cannot be read.
-    #[error("cannot read the witness in {path}; if it is damaged, look at the audit for what happened, then remove it")]
+    #[error(
+        "cannot read the witness in {path}; if it is damaged, look at the audit for what happened, then remove it"
+    )]
     Witness {
         path: String,
         #[source]
@@ -165,19 +167,15 @@ impl Agent {
         changes.close_open_intents().await?;
         let open = |row: &_, bytes: &_| keyrings.open_ca_key(&internal::authority(), row, bytes);
         let authorities = Authorities::load(&ledger, config.trust_domain.clone(), open).await?;
-        let roots = Arc::new(Roots::new(ders(authorities.trusted_roots())).map_err(OwnCertificateError::from)?);
+        let roots =
+            Arc::new(Roots::new(ders(authorities.trusted_roots())).map_err(OwnCertificateError::from)?);
         let own_id = Subject::Agent { name: config.name.clone() };
         let own_id = SpiffeId::new(config.trust_domain.clone(), own_id);
         let own = OwnCertificate::new(own_id, &authorities, &clock, generator)?;
         let bulletin = Bulletin::new(config.addresses.clone(), authorities.trusted_roots().to_vec());
         let authorities = Arc::new(ArcSwap::from_pointee(authorities));
-        let issuer = Issuer::new(
-            Arc::clone(&changes),
-            authorities,
-            Arc::clone(&identities),
-            generator,
-            MAX_OFFLINE,
-        );
+        let issuer =
+            Issuer::new(Arc::clone(&changes), authorities, Arc::clone(&identities), generator, MAX_OFFLINE);
         let control_plane = ControlPlane::new(
             Arc::clone(&changes),
             Arc::clone(&keyrings),
@@ -292,10 +290,9 @@ async fn find_out_if_confirmed(ledger: &Ledger, config: &Config) -> Result<Optio
         tracing::error!(rows, "rows of the store were edited, replayed or deleted behind the agent's back");
         return Ok(Some(Unconfirmed::Edited));
     }
-    let seen = Witness::new(&config.audit).read().map_err(|source| OpenError::Witness {
-        path: config.audit.display().to_string(),
-        source,
-    })?;
+    let seen = Witness::new(&config.audit)
+        .read()
+        .map_err(|source| OpenError::Witness { path: config.audit.display().to_string(), source })?;
     let store = ledger.head_count().await;
     match seen {
         Some(seen) if seen.store == ledger.codec().store() && seen.count > store => {

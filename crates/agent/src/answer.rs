@@ -136,17 +136,10 @@ impl Answers {
         }
     }
 
-    fn say_denied(
-        &self,
-        operation: &'static str,
-        caller: &Option<Caller>,
-        denied: Denied,
-        now: SystemTime,
-    ) {
+    fn say_denied(&self, operation: &'static str, caller: &Option<Caller>, denied: Denied, now: SystemTime) {
         let identity = caller.as_ref().map_or_else(|| NOBODY.to_owned(), |caller| caller.id().to_string());
         let address = caller.as_ref().map_or_else(String::new, |caller| caller.address().ip().to_string());
-        let denial =
-            Denial { identity: &identity, address: &address, operation, reason: denied.label() };
+        let denial = Denial { identity: &identity, address: &address, operation, reason: denied.label() };
         self.audit.denied(&denial, now);
     }
 }

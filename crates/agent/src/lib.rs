@@ -4,7 +4,10 @@
 //! may they, which keys, do it, say so; then what changes keys and identities;
 //! then what all of it is kept in. This crate must never put key material into
 //! a log, an error or a record in clear.
-#![allow(missing_docs, reason = "fields of errors and of disk records are explained by the item they stand in")]
+#![allow(
+    missing_docs,
+    reason = "fields of errors and of disk records are explained by the item they stand in"
+)]
 
 pub mod config;
 pub mod serve;

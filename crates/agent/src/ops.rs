@@ -79,7 +79,12 @@ impl Collector for State {
         let lines = [
             ("clusters", "Clusters that this agent serves", None, gauges.clusters),
             ("key_versions", "Key versions that are not destroyed", None, gauges.versions),
-            ("rotations_overdue", "Clusters whose active version is older than its period", None, gauges.overdue),
+            (
+                "rotations_overdue",
+                "Clusters whose active version is older than its period",
+                None,
+                gauges.overdue,
+            ),
             (
                 "oldest_active_version_age",
                 "Age of the oldest active version",
@@ -100,7 +105,12 @@ impl Collector for State {
                 expiry,
             ),
             ("damaged_keys", "Stored keys that did not open at start", None, as_gauge(agent.damaged)),
-            ("store_unconfirmed", "1 while changes are refused because the store may be an old copy", None, unconfirmed),
+            (
+                "store_unconfirmed",
+                "1 while changes are refused because the store may be an old copy",
+                None,
+                unconfirmed,
+            ),
         ];
         for (name, help, unit, value) in lines {
             let gauge = ConstGauge::new(value);

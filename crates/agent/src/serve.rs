@@ -190,7 +190,13 @@ fn spawn_ports(
     let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(MAX_ENROLMENT_REQUEST);
     let enrolment = DeadlineLayer.layer(enrolment.map_request(body));
     let listener = port(listeners.enrolment, tls(ClientAuth::OptionalMayBeExpired))?;
-    tasks.spawn(fleet_kms_transport::serve(listener, enrolment, limits(), connections.clone(), drain.clone()));
+    tasks.spawn(fleet_kms_transport::serve(
+        listener,
+        enrolment,
+        limits(),
+        connections.clone(),
+        drain.clone(),
+    ));
 
     let listener = port(listeners.admin, tls(ClientAuth::Required).with_http1())?;
     let router = admin::router(Arc::clone(agent), connections.clone());
@@ -256,7 +262,10 @@ impl fmt::Display for StoreReport {
         match self.integrity {
             Integrity::Intact { rows } => write!(f, "{rows} rows, each as the last transaction left it"),
             Integrity::Broken { rows } => {
-                write!(f, "{rows} rows, and they are not what the last transaction left: some were edited, replayed or deleted")
+                write!(
+                    f,
+                    "{rows} rows, and they are not what the last transaction left: some were edited, replayed or deleted"
+                )
             }
         }
     }

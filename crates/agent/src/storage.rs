@@ -91,7 +91,12 @@ pub struct Storage {
 /// # Errors
 ///
 /// When a file is in the way or cannot be written.
-pub async fn create(path: &Path, slot: &FileSlot, agent: &str, generator: Generator) -> Result<Storage, StorageError> {
+pub async fn create(
+    path: &Path,
+    slot: &FileSlot,
+    agent: &str,
+    generator: Generator,
+) -> Result<Storage, StorageError> {
     let opened = SqliteStore::create(path);
     let store = opened.map_err(|source| StorageError::Open { path: text(path), source })?;
     let mut rng = generator();
@@ -112,7 +117,12 @@ pub async fn create(path: &Path, slot: &FileSlot, agent: &str, generator: Genera
 /// # Errors
 ///
 /// When the database is damaged or newer, or no slot opens.
-pub async fn open(path: &Path, root: &Path, agent: &str, generator: Generator) -> Result<Storage, StorageError> {
+pub async fn open(
+    path: &Path,
+    root: &Path,
+    agent: &str,
+    generator: Generator,
+) -> Result<Storage, StorageError> {
     let opened = SqliteStore::open(path);
     let store = opened.map_err(|source| StorageError::Open { path: text(path), source })?;
     let id = read_meta(&store, path).await?;
@@ -160,8 +170,7 @@ async fn open_store_key(
         records.push(record.map_err(damaged)?);
     }
     let opened = open_any(slot, &records, id);
-    let (_, store_key) =
-        opened.map_err(|source| StorageError::NoSlotOpens { file: text(root), source })?;
+    let (_, store_key) = opened.map_err(|source| StorageError::NoSlotOpens { file: text(root), source })?;
     Ok(store_key)
 }
 
