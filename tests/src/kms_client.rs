@@ -118,6 +118,11 @@ impl Outcome {
         Ok(Self { lines, failure })
     }
 
+    /// The results that were printed before any failure.
+    pub fn results(&self) -> &[Value] {
+        &self.lines
+    }
+
     /// The results of a command that succeeded.
     ///
     /// # Errors
