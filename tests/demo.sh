@@ -133,7 +133,7 @@ prepare() {
         ln -s "$(cd "$bin" && pwd)/$program" "$state/bin/$program"
     done
     export PATH="$state/bin:$PATH"
-    export KMSCTL_CONFIG=$state/agent/kmsctl.toml
+    export KMSCTL_CONFIG=$state/admin/kmsctl.toml
     write_agent_config
     write_sidecar_config
     write_kubernetes_config
@@ -145,7 +145,7 @@ prepare() {
 
 start_fleet() {
     step 'kms-agent: a store, a root key, a fleet CA and a first administrator'
-    shown kms-agent init --config agent.toml
+    shown kms-agent init --config agent.toml --admin-directory "$state/admin"
     start kms-agent kms-agent run --config "$state/agent.toml"
     wait_for kms-agent ready http_ok "$agent_ops_port" /readyz
 

@@ -33,8 +33,11 @@ path = "$socket"
 [identity]
 directory = "$state/sidecar"
 
-[listen]
-ops = "127.0.0.1:$sidecar_ops_port"
+[agents]
+addresses = [{ data = "127.0.0.1:$agent_data_port", enrolment = "127.0.0.1:$agent_enrolment_port" }]
+
+[ops]
+address = "127.0.0.1:$sidecar_ops_port"
 END
 }
 
