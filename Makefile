@@ -1,7 +1,32 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: help proto proto-check
+.PHONY: help demo demo-stop test check fmt-check lint doc deny proto proto-check
+
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: ## a real API server with its Secrets encrypted by both programs; KEEP=1 leaves it running
+	@KEEP=$(KEEP) tests/demo.sh
+
+demo-stop: ## stop what `make demo KEEP=1` left running
+	@tests/demo.sh stop
+
+test: ## everything that CI runs: format, lint, documentation, licences, unit, system and real-peer tests
+	@tests/ci/run.sh
+
+check: fmt-check lint ## the inner loop, under 3 minutes warm: format, lint, unit tests
+	cargo test --workspace --lib --bins
+
+fmt-check: ## fail on unformatted code
+	cargo fmt --all -- --check
+
+lint: ## clippy; warnings are errors
+	cargo clippy --workspace --all-targets -- -D warnings
+
+doc: ## build the documentation; broken links are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --workspace
+
+deny: ## check licences, bans, sources and advisories of all dependencies
+	@tests/ci/deny.sh
 
 proto: ## generate crates/proto/src/generated from proto/
 	cargo run -q -p fleet-kms-proto --example generate

@@ -1,1 +1,13 @@
 //! The harness of the system tests: starts real programs and real peers.
+//!
+//! It must never hide a failure: whatever does not become ready in time is an error with the end of its log, and nothing
+//! is skipped because a tool is missing.
+
+pub mod wait;
+pub mod ports;
+pub mod http;
+pub mod child;
+pub mod peers;
+pub mod etcd;
+pub mod encryption_config;
+pub mod apiserver;
