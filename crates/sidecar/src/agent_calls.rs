@@ -3,6 +3,7 @@
 //!
 //! Read-ahead will live here: [`unwrap`] is the one place that asks for DEKs.
 
+use bytes::Bytes;
 use fleet_kms_proto::agent::unwrap_item::Outcome;
 use fleet_kms_proto::agent::{Refusal, StatusRequest, StatusResponse, UnwrapRequest, WrapRequest};
 use tokio::time::Instant;
@@ -47,10 +48,11 @@ pub async fn wrap(
 }
 
 /// Has a DEK unwrapped.
-pub async fn unwrap(links: &Links, wrapped: &[u8], deadline: Instant) -> Result<Vec<u8>, CallError> {
+pub async fn unwrap(links: &Links, wrapped: Vec<u8>, deadline: Instant) -> Result<Vec<u8>, CallError> {
+    let wrapped = Bytes::from(wrapped);
     let answer = links
         .call(deadline, |mut client, time| {
-            let request = UnwrapRequest { wrapped: vec![wrapped.to_vec()] };
+            let request = UnwrapRequest { wrapped: vec![wrapped.clone()] };
             async move { client.unwrap(attempt_request(request, time)).await }
         })
         .await?;

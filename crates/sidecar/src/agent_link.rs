@@ -131,12 +131,13 @@ impl Shared {
 
 /// Connects, and connects again, for ever.
 async fn keep(address: String, tls: ClientTls, context: LinkContext, shared: Arc<Shared>) {
-    let options = ConnectOptions { timeout: CONNECT_WITHIN, ping_interval: PING_EVERY, ping_timeout: PING_WITHIN };
+    let options =
+        ConnectOptions { timeout: CONNECT_WITHIN, ping_interval: PING_EVERY, ping_timeout: PING_WITHIN };
     let mut backoff = Backoff::new(context.seed, &address);
     let mut down_since = Instant::now();
     let mut last_reason = String::new();
-    for connection in 0.. {
-        match connect(&address, &tls, &options).await {
+    for connection in 0_u64.. {
+        match connect(&address, &tls, options).await {
             Ok(link) => {
                 tracing::info!(agent = address, "connected");
                 *shared.suspect_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -146,10 +147,10 @@ async fn keep(address: String, tls: ClientTls, context: LinkContext, shared: Arc
                 down_since = Instant::now();
                 backoff.was_up(down_since.duration_since(up_since));
                 last_reason = chain(&end);
-                tracing::warn!(agent = address, reason = last_reason, "the connection ended");
+                tracing::info!(agent = address, reason = last_reason, "the connection ended");
             }
             Err(error) => {
-                if error.is_about_dates() {
+                if matches!(error, ConnectError::CertificateDates { .. }) {
                     context.time_is_doubtful.notify_one();
                 }
                 let reason = chain(&error);

@@ -165,12 +165,10 @@ impl TryFrom<RawConfig> for Config {
         if hold_for > LONGEST_HOLD {
             return Err(InvalidKey::new("timing.hold_for", "more than 60s", "use at most 60s"));
         }
-        let node = raw
-            .identity
-            .node
-            .map(|node| node.parse::<Name>())
-            .transpose()
-            .map_err(|error| InvalidKey::new("identity.node", error.to_string(), "use the host's name"))?;
+        let node =
+            raw.identity.node.map(|node| node.parse::<Name>()).transpose().map_err(|error| {
+                InvalidKey::new("identity.node", error.to_string(), "use the host's name")
+            })?;
         Ok(Self {
             socket: socket(raw.socket)?,
             identity_directory: absolute("identity.directory", raw.identity.directory)?,
@@ -191,7 +189,11 @@ fn socket(raw: RawSocket) -> Result<SocketConfig, InvalidKey> {
     let path = absolute("socket.path", raw.path)?;
     if path.as_os_str().len() > MAX_PATH {
         let problem = format!("longer than {MAX_PATH} bytes");
-        return Err(InvalidKey::new("socket.path", problem, "use a shorter path, such as /run/fleet-kms/kms.sock"));
+        return Err(InvalidKey::new(
+            "socket.path",
+            problem,
+            "use a shorter path, such as /run/fleet-kms/kms.sock",
+        ));
     }
     let mode = u32::from_str_radix(&raw.mode, 8).ok().filter(|mode| *mode <= 0o777).ok_or_else(|| {
         InvalidKey::new("socket.mode", "no permission bits", "use octal digits in quotes, such as \"0600\"")

@@ -139,10 +139,7 @@ mod tests {
     #[test]
     fn an_outage_is_told_with_its_length_and_where_to_look() {
         let error = CallError::from(LinksError::Unreachable { outage: Duration::from_millis(61_900) });
-        assert_eq!(
-            error.text(),
-            "no kms-agent could be reached for 61s; see kms-sidecar's log on this node"
-        );
+        assert_eq!(error.text(), "no kms-agent could be reached for 61s; see kms-sidecar's log on this node");
         assert_eq!(error.code(), Code::Unavailable);
     }
 
@@ -165,9 +162,6 @@ mod tests {
     fn everything_about_a_ciphertext_that_is_not_ours_reads_the_same() {
         let status = Status::from(CallError::NotOurs);
         assert_eq!(status.code(), Code::InvalidArgument);
-        assert_eq!(
-            status.message(),
-            "the ciphertext was not made by this cluster's keys, or was altered"
-        );
+        assert_eq!(status.message(), "the ciphertext was not made by this cluster's keys, or was altered");
     }
 }

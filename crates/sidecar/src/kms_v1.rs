@@ -22,7 +22,7 @@ const VERSION: &str = "v1beta1";
 pub const MAX_PLAINTEXT: usize = 1_024;
 
 /// The v1 handlers.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct KmsV1 {
     links: Links,
     answers: Answers,
@@ -69,7 +69,7 @@ impl KeyManagementService for KmsV1 {
     async fn decrypt(&self, request: Request<DecryptRequest>) -> Result<Response<DecryptResponse>, Status> {
         self.answers
             .answer(Operation::V1Decrypt, request, |call| async move {
-                let plain = agent_calls::unwrap(&self.links, &call.message.cipher, call.deadline).await?;
+                let plain = agent_calls::unwrap(&self.links, call.message.cipher, call.deadline).await?;
                 Ok(DecryptResponse { plain })
             })
             .await

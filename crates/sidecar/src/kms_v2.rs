@@ -24,7 +24,7 @@ use crate::wrapped_header::WrappedHeader;
 pub const MAX_PLAINTEXT: usize = 963;
 
 /// The v2 handlers.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct KmsV2 {
     links: Links,
     node_status: NodeStatus,
@@ -88,7 +88,7 @@ impl KeyManagementService for KmsV2 {
                 if call.message.key_id != header.key_id.to_string() {
                     return Err(CallError::NotOurs);
                 }
-                let plaintext = agent_calls::unwrap(&self.links, &wrapped, call.deadline).await?;
+                let plaintext = agent_calls::unwrap(&self.links, wrapped, call.deadline).await?;
                 Ok(DecryptResponse { plaintext })
             })
             .await

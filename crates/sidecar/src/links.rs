@@ -77,13 +77,21 @@ struct Shared {
     context: LinkContext,
     hold_for: Duration,
     metrics: Metrics,
+    /// When an outage began that no agent was ever known in.
+    started: Instant,
 }
 
 impl Links {
     /// Has no agent yet: this node may not be enrolled. A call may wait for an
     /// agent while an outage is younger than `hold_for`.
     pub fn new(context: LinkContext, hold_for: Duration, metrics: Metrics) -> Self {
-        Self(Arc::new(Shared { links: ArcSwapOption::empty(), context, hold_for, metrics }))
+        Self(Arc::new(Shared {
+            links: ArcSwapOption::empty(),
+            context,
+            hold_for,
+            metrics,
+            started: Instant::now(),
+        }))
     }
 
     /// Makes these the agents, spoken to over `tls`. Links to those that stay
@@ -146,7 +154,8 @@ impl Links {
                 }
                 Pick::Down { since } => {
                     let outage = now.duration_since(since);
-                    let Some(hold) = self.0.hold_for.checked_sub(outage).filter(|hold| !hold.is_zero()) else {
+                    let Some(hold) = self.0.hold_for.checked_sub(outage).filter(|hold| !hold.is_zero())
+                    else {
                         return Err(LinksError::Unreachable { outage });
                     };
                     let _ = timeout(left.min(hold), changes.changed()).await;
@@ -181,7 +190,7 @@ impl Links {
         }
         self.0.metrics.set_links(links.len(), up.len());
         if up.is_empty() {
-            return Ok(Pick::Down { since: down_since.unwrap_or(now) });
+            return Ok(Pick::Down { since: down_since.unwrap_or(self.0.started) });
         }
         up.retain(|(link, _, connection)| !tried.contains(link, *connection));
         // A stable sort: among equals the order of this node.

@@ -27,7 +27,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 pub use self::account::{Account, UnknownAccount};
 pub use self::handover::{Handover, HandoverError};
-pub use self::keep::{PathListener, keep_bound};
+pub use self::keep::{SocketPort, keep_bound};
 pub use self::lock::{LockError, PathLock};
 
 /// The longest path, so that it and all names beside it fit `sun_path`.

@@ -4,6 +4,9 @@
 use std::io;
 use std::time::Duration;
 
+use fleet_kms_transport::{Accepted, Listener, Peer, Protocol, TlsError, UnixPeer};
+use futures_util::future::FutureExt;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -15,23 +18,25 @@ use super::{Bound, SocketPath};
 /// again after a second.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// The path's listener, which changes when the path was bound again.
+/// kube-apiserver's port: the path's listener, which changes when the path was
+/// bound again.
 ///
-/// Accepted connections outlive the listener that they came from.
+/// `wrap` is put between a connection and HTTP/2. Accepted connections outlive
+/// the listener that they came from.
 #[derive(Debug)]
-pub struct PathListener {
+pub struct SocketPort<W> {
     current: UnixListener,
     next: Option<mpsc::Receiver<UnixListener>>,
+    wrap: W,
 }
 
-impl PathListener {
+impl<W> SocketPort<W> {
     /// A listener that somebody else owns, as systemd, and that never changes.
-    pub fn fixed(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        Ok(Self { current: UnixListener::from_std(listener)?, next: None })
+    pub fn fixed(listener: std::os::unix::net::UnixListener, wrap: W) -> io::Result<Self> {
+        Ok(Self { current: UnixListener::from_std(listener)?, next: None, wrap })
     }
 
-    /// Accepts the next connection. Cancelling it loses none.
-    pub async fn accept(&mut self) -> io::Result<UnixStream> {
+    async fn accept_stream(&mut self) -> io::Result<UnixStream> {
         loop {
             let next = async {
                 match &mut self.next {
@@ -51,16 +56,33 @@ impl PathListener {
     }
 }
 
-/// Starts to keep the path. Returns its listener, and a future that ends when a
+impl<W, Io> Listener for SocketPort<W>
+where
+    W: Fn(UnixStream) -> Io + Send + Sync + 'static,
+    Io: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    type Io = Io;
+
+    async fn accept(&mut self) -> io::Result<Accepted<Io>> {
+        let stream = self.accept_stream().await?;
+        let peer = stream.peer_cred().map(UnixPeer::from);
+        let io = (self.wrap)(stream);
+        let handshake = async move { Ok((io, Peer::Unix(peer.map_err(TlsError::Io)?), Protocol::Http2)) };
+        Ok(Accepted { source: None, handshake: handshake.boxed() })
+    }
+}
+
+/// Starts to keep the path. Returns its port, and a future that ends when a
 /// successor serves the path: then this process must drain.
-pub fn keep_bound(
+pub fn keep_bound<W>(
     path: SocketPath,
     bound: Bound,
-) -> io::Result<(PathListener, impl Future<Output = ()> + Send + 'static)> {
+    wrap: W,
+) -> io::Result<(SocketPort<W>, impl Future<Output = ()> + Send + use<W>)> {
     let (send, next) = mpsc::channel(1);
-    let listener = PathListener { current: UnixListener::from_std(bound.calls)?, next: Some(next) };
+    let port = SocketPort { current: UnixListener::from_std(bound.calls)?, next: Some(next), wrap };
     let handover = UnixListener::from_std(bound.handover)?;
-    Ok((listener, keep(path, handover, send)))
+    Ok((port, keep(path, handover, send)))
 }
 
 async fn keep(mut path: SocketPath, mut handover: UnixListener, listeners: mpsc::Sender<UnixListener>) {
@@ -121,15 +143,15 @@ mod tests {
         SocketConfig { path: directory.join("kms.sock"), mode: 0o600, owner: None, group: None }
     }
 
-    fn start(directory: &Path, pid: u32) -> (PathListener, impl Future<Output = ()> + Send + 'static) {
+    fn start(directory: &Path, pid: u32) -> (SocketPort<()>, impl Future<Output = ()> + Send + 'static) {
         let (path, bound) = SocketPath::claim(config(directory), pid).unwrap();
-        keep_bound(path, bound).unwrap()
+        keep_bound(path, bound, ()).unwrap()
     }
 
     /// Whether a new connection to the path arrives at this listener.
-    async fn is_dialled(listener: &mut PathListener, directory: &Path) -> bool {
+    async fn is_dialled(listener: &mut SocketPort<()>, directory: &Path) -> bool {
         let _client = UnixStream::connect(config(directory).path).await.unwrap();
-        tokio::time::timeout(Duration::from_millis(200), listener.accept()).await.is_ok()
+        tokio::time::timeout(Duration::from_millis(200), listener.accept_stream()).await.is_ok()
     }
 
     #[tokio::test]
@@ -142,10 +164,10 @@ mod tests {
         let replaced = config(directory.path());
         let taken = tokio::task::spawn_blocking(move || SocketPath::replace(replaced, 2)).await.unwrap();
         let (path, bound, handover) = taken.unwrap();
-        let (mut new, new_ends) = keep_bound(path, bound).unwrap();
+        let (mut new, new_ends) = keep_bound(path, bound, ()).unwrap();
         let _new_ends = tokio::spawn(new_ends);
 
-        let mut served = old.accept().await.unwrap();
+        let mut served = old.accept_stream().await.unwrap();
         assert!(is_dialled(&mut new, directory.path()).await);
         assert!(!old_ends.is_finished());
         let finish = handover.expect("there was a holder");
@@ -202,7 +224,7 @@ mod tests {
         std::fs::remove_dir_all(&run).unwrap();
         tokio::time::sleep(LOOK_EVERY).await;
         std::fs::create_dir(&run).unwrap();
-        let accept = tokio::spawn(async move { listener.accept().await.is_ok() });
+        let accept = tokio::spawn(async move { listener.accept_stream().await.is_ok() });
         let dial = async {
             while UnixStream::connect(config(&run).path).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
