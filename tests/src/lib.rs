@@ -11,3 +11,5 @@ pub mod peers;
 pub mod etcd;
 pub mod encryption_config;
 pub mod apiserver;
+pub mod programs;
+pub mod fleet;

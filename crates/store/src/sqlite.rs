@@ -122,6 +122,14 @@ impl SqliteStore {
 
     fn start(path: PathBuf, lock: StoreLock) -> Result<Self, OpenError> {
         let connection = file::open_writer(&path)?;
+        Self::start_with(connection, path, lock)
+    }
+
+    fn start_with(
+        connection: rusqlite::Connection,
+        path: PathBuf,
+        lock: StoreLock,
+    ) -> Result<Self, OpenError> {
         let mut store = Self::stopped(path, Some(Arc::new(lock)));
         store.start_readers()?;
         let (writes, jobs) = mpsc::channel(QUEUE);

@@ -133,6 +133,7 @@ pub(super) fn create(path: &Path) -> Result<(), OpenError> {
 
 /// Opens the one connection that writes, after every check that a start owes the operator.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
+    sync_log(path).map_err(OpenError::Io)?;
     let connection = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     recognise(&connection)?;
     // A file copied back by hand often comes with the copier's umask; SQLite gives its side files our mode.
@@ -147,7 +148,7 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     // A destroyed key's sealed bytes shall not stay in free pages.
     connection.pragma_update(None, "secure_delete", "ON")?;
     check(&connection, "quick_check")?;
-    check_length(&connection, path)?;
+    fold_log(&connection, path)?;
     Ok(connection)
 }
 
@@ -189,8 +190,18 @@ fn check(connection: &Connection, pragma: &str) -> Result<(), OpenError> {
     if found == "ok" { Ok(()) } else { Err(OpenError::Damaged(found)) }
 }
 
-/// Finds a last page that is cut short: SQLite reads zeros there, and a zero may be what the page's end holds.
-fn check_length(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+/// Makes durable what a killed process had written to the log but not synced: we are about to show it.
+fn sync_log(path: &Path) -> io::Result<()> {
+    match File::open(with_suffix(path, "-wal")) {
+        Ok(log) => log.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Folds the log into the database if it can, and then finds a last page that is cut short: SQLite reads
+/// zeros there, and zeros may be what the page's end holds.
+fn fold_log(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let folded = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
     if folded.ok() != Some(0) {
         // Pages may still live in the log only: a full disk is no damage.

@@ -171,3 +171,65 @@ async fn a_backup_that_fails_leaves_the_one_before() {
         assert!(matches!(refused, Err(BackupError::IsTheStore)), "{own}: {refused:?}");
     }
 }
+
+#[tokio::test]
+async fn a_full_database_refuses_commits_and_takes_them_again_once_there_is_room() {
+    let (_directory, path) = directory();
+    drop(SqliteStore::create(&path).unwrap());
+    let lock = StoreLock::take(&path).unwrap();
+    let connection = file::open_writer(&path).unwrap();
+    connection.pragma_update(None, "max_page_count", 20).unwrap();
+    let store = SqliteStore::start_with(connection, path.clone(), lock).unwrap();
+    let mut kept = 0;
+    let refused = loop {
+        match store.commit(put(&format!("row/{kept}"), &[7; 3000]).put(name("last"), vec![kept])).await {
+            Ok(_) => kept += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, CommitError::NotApplied(_)), "{refused:?}");
+    assert!(kept > 5, "{kept} rows fitted");
+    assert_eq!(bytes(&store, "last").await.unwrap(), [kept - 1], "reads go on, nothing half applied");
+    assert_eq!(bytes(&store, &format!("row/{kept}")).await, None);
+    store.commit(Txn::new().delete(name("row/0")).delete(name("row/1"))).await.unwrap();
+    store.commit(put("row/again", &[7; 3000])).await.unwrap();
+    drop(store);
+    let store = SqliteStore::open(&path).unwrap();
+    store.integrity_check().await.unwrap();
+    assert_eq!(bytes(&store, "last").await.unwrap(), [kept - 1]);
+}
+
+#[tokio::test]
+async fn a_locked_database_is_not_applied_and_works_again_afterwards() {
+    let (_directory, path) = directory();
+    let store = SqliteStore::create(&path).unwrap();
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let refused = store.commit(put("a", b"1")).await;
+    assert!(matches!(refused, Err(CommitError::NotApplied(_))), "{refused:?}");
+    other.execute_batch("ROLLBACK").unwrap();
+    store.commit(put("a", b"1").expect(name("a"), Revision::ABSENT)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_row_that_is_no_row_is_corrupt_and_hurts_no_other() {
+    let (_directory, path) = directory();
+    let store = SqliteStore::create(&path).unwrap();
+    store.commit(put("a", b"1")).await.unwrap();
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute("INSERT INTO rows VALUES ('a b', 1, x'00')", []).unwrap();
+    let page = store.page_rows("", None, 10).await;
+    assert!(matches!(page, Err(ReadError::Corrupt(_))), "{page:?}");
+    assert_eq!(bytes(&store, "a").await.unwrap(), b"1");
+}
+
+#[tokio::test]
+async fn destroyed_bytes_leave_the_file() {
+    let (_directory, path) = directory();
+    let store = SqliteStore::create(&path).unwrap();
+    store.commit(put("kek", b"sealed bytes of a destroyed key")).await.unwrap();
+    store.commit(Txn::new().delete(name("kek"))).await.unwrap();
+    drop(store);
+    let file = fs::read(&path).unwrap();
+    assert!(!file.windows(12).any(|bytes| bytes == b"sealed bytes"), "free pages are overwritten");
+}

@@ -1,0 +1,145 @@
+//! The one function that every data handler runs through: it finds the caller,
+//! asks for the permit, and says afterwards what came of it, to the audit and
+//! to the metrics. A handler names neither.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use fleet_kms_audit::{Call as AuditCall, DataLog, Denial};
+use fleet_kms_identity::ClusterUuid;
+use fleet_kms_keyring::Version;
+use fleet_kms_transport::Clock;
+use tonic::{Request, Response, Status};
+
+use crate::authz::{Action, Denied, Permit, Policy};
+use crate::caller::Caller;
+use crate::grpc_code::DataError;
+use crate::metrics::Metrics;
+
+/// What a handler works with.
+pub struct Call<A, In> {
+    /// Proof that the caller may, with its cluster.
+    pub permit: Permit<A>,
+    /// Who calls.
+    pub caller: Caller,
+    /// What it asks.
+    pub message: In,
+    /// When it asked.
+    pub now: SystemTime,
+}
+
+/// Who calls without a certificate.
+const NOBODY: &str = "nobody";
+
+/// What came of one wrapped DEK, for the audit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// Under which version, if known.
+    pub version: Option<Version>,
+    /// A closed label.
+    pub outcome: &'static str,
+}
+
+impl Said {
+    /// The DEK was wrapped or unwrapped under `version`.
+    pub fn ok(version: Version) -> Self {
+        Self { version: Some(version), outcome: "ok" }
+    }
+}
+
+/// What handlers share.
+pub struct Answers {
+    policy: Arc<Policy>,
+    audit: Arc<DataLog>,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    monotonic: fn() -> Instant,
+}
+
+impl Answers {
+    /// Makes the one way to answer.
+    pub fn new(
+        policy: Arc<Policy>,
+        audit: Arc<DataLog>,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+        monotonic: fn() -> Instant,
+    ) -> Self {
+        Self { policy, audit, metrics, clock, monotonic }
+    }
+
+    /// Answers one request: who, may they, `handler`, say so.
+    ///
+    /// # Errors
+    ///
+    /// When the caller may not, or the handler fails.
+    pub async fn answer<A, In, Out, F>(
+        &self,
+        operation: &'static str,
+        request: Request<In>,
+        handler: impl FnOnce(Call<A, In>) -> F,
+    ) -> Result<Response<Out>, Status>
+    where
+        A: Action,
+        F: Future<Output = Result<(Out, Vec<Said>), DataError>>,
+    {
+        let started = (self.monotonic)();
+        let now = (self.clock)();
+        let caller = Caller::from_connection(request.extensions()).ok();
+        let permit = match &caller {
+            Some(caller) => self.policy.permit::<A>(caller).map(|permit| (permit, caller.clone())),
+            None => Err(Denied::NoCertificate),
+        };
+        let result = match permit {
+            Ok((permit, caller)) => {
+                handler(Call { permit, caller, message: request.into_inner(), now }).await
+            }
+            Err(denied) => Err(denied.into()),
+        };
+        let elapsed = (self.monotonic)().saturating_duration_since(started);
+        let outcome = result.as_ref().map_or_else(|error| error.code().1, |_| "ok");
+        self.metrics.call(operation, outcome, elapsed);
+        let said = match &result {
+            Ok((_, said)) => said.clone(),
+            Err(error) => vec![Said { version: None, outcome: error.code().1 }],
+        };
+        self.say(operation, &caller, &said, elapsed);
+        if let Err(DataError::Denied(denied)) = &result {
+            self.say_denied(operation, &caller, *denied, now);
+        }
+        Ok(Response::new(result?.0))
+    }
+
+    /// Counts what came of a call in the audit: one entry for each version and
+    /// outcome.
+    fn say(&self, operation: &'static str, caller: &Option<Caller>, said: &[Said], took: Duration) {
+        let identity = caller.as_ref().map_or_else(|| NOBODY.to_owned(), |caller| caller.id().to_string());
+        let cluster = caller.as_ref().and_then(|caller| caller.id().subject.cluster());
+        let mut counted: Vec<(Said, u64)> = Vec::new();
+        for said in said {
+            match counted.iter_mut().find(|(known, _)| known == said) {
+                Some((_, items)) => *items += 1,
+                None => counted.push((*said, 1)),
+            }
+        }
+        for (said, items) in counted {
+            let version = said.version.map(Version::get);
+            let call = AuditCall {
+                identity: &identity,
+                cluster: cluster.map(ClusterUuid::as_bytes),
+                operation,
+                version,
+                outcome: said.outcome,
+            };
+            self.audit.count(&call, items, took);
+        }
+    }
+
+    fn say_denied(&self, operation: &'static str, caller: &Option<Caller>, denied: Denied, now: SystemTime) {
+        let identity = caller.as_ref().map_or_else(|| NOBODY.to_owned(), |caller| caller.id().to_string());
+        let address = caller.as_ref().map_or_else(String::new, |caller| caller.address().ip().to_string());
+        let denial = Denial { identity: &identity, address: &address, operation, reason: denied.label() };
+        self.audit.denied(&denial, now);
+    }
+}

@@ -1,0 +1,248 @@
+//! Who may do what: one table, compiled in, and the permits it hands out.
+//!
+//! A [`Permit`] is the only way to key material. It is made here and nowhere
+//! else, carries the cluster and the action, cannot be cloned and is never
+//! stored. An RPC or an admin operation without a row in [`TABLE`] fails a
+//! test; so does a row that nothing serves.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use fleet_kms_identity::{Standing, Subject};
+use fleet_kms_keyring::ClusterId;
+
+use crate::caller::Caller;
+use crate::identities::{LiveIdentities, SerialStanding};
+
+mod table;
+
+pub use table::{Role, Row, TABLE, Who, actions};
+
+/// One thing that can be done; its row in [`TABLE`] says by whom.
+pub trait Action {
+    /// The gRPC path, the admin operation id, or `internal:` and a name.
+    const ID: &'static str;
+}
+
+/// Proof that the caller may do `A` to one cluster.
+#[must_use]
+pub struct Permit<A> {
+    cluster: ClusterId,
+    who: Arc<str>,
+    action: PhantomData<fn() -> A>,
+}
+
+impl<A: Action> Permit<A> {
+    /// Returns the cluster that the permit is for.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Returns who holds it, for the audit.
+    pub fn who(&self) -> &Arc<str> {
+        &self.who
+    }
+
+    fn new(cluster: ClusterId, who: Arc<str>) -> Self {
+        Self { cluster, who, action: PhantomData }
+    }
+}
+
+/// Proof that the caller may do `A`, which concerns no single cluster.
+#[must_use]
+pub struct FleetPermit<A> {
+    who: Arc<str>,
+    scope: Scope,
+    action: PhantomData<fn() -> A>,
+}
+
+impl<A: Action> FleetPermit<A> {
+    /// Returns who holds it, for the audit.
+    pub fn who(&self) -> &Arc<str> {
+        &self.who
+    }
+
+    /// Returns the permit for a cluster that is being made and has no name in
+    /// the scope yet.
+    pub fn for_new_cluster(&self, cluster: ClusterId) -> Permit<A> {
+        Permit::new(cluster, Arc::clone(&self.who))
+    }
+
+    /// Says whether the holder may see this cluster.
+    pub fn sees(&self, cluster: &ClusterId) -> bool {
+        self.scope.covers(cluster)
+    }
+}
+
+/// Which clusters an admin may act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Every cluster, and what belongs to none.
+    All,
+    /// The named clusters only.
+    Clusters(Vec<ClusterId>),
+}
+
+impl Scope {
+    fn covers(&self, cluster: &ClusterId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Clusters(ids) => ids.contains(cluster),
+        }
+    }
+}
+
+/// Why a caller may not. The text goes to the caller and to the audit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// No certificate on this connection.
+    #[error("no client certificate was shown")]
+    NoCertificate,
+    /// The certificate has expired; it may only renew.
+    #[error("the certificate has expired; it may only be renewed, on the enrolment port")]
+    Expired,
+    /// The store knows no such identity.
+    #[error("the fleet does not know this identity; enrol it with a join token")]
+    UnknownIdentity,
+    /// An operator banned the identity.
+    #[error("this identity is banned")]
+    Banned,
+    /// The serial is neither the identity's current nor its next one.
+    #[error("this certificate was superseded by a newer one of the same identity")]
+    Superseded,
+    /// This kind of identity may never do this.
+    #[error("this kind of identity may not do this")]
+    WrongKind,
+    /// The admin lacks the role.
+    #[error("none of this admin's roles allows this")]
+    Role,
+    /// The admin's scope does not cover the cluster.
+    #[error("the cluster is outside this admin's scope")]
+    Scope,
+}
+
+impl Denied {
+    /// Returns the closed metric and audit label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::Expired => "expired",
+            Self::UnknownIdentity => "unknown_identity",
+            Self::Banned => "banned",
+            Self::Superseded => "superseded",
+            Self::WrongKind => "wrong_kind",
+            Self::Role => "role",
+            Self::Scope => "scope",
+        }
+    }
+}
+
+/// The table together with the identities it judges.
+pub struct Policy {
+    identities: Arc<LiveIdentities>,
+}
+
+impl Policy {
+    /// Makes the policy over the live identities.
+    pub fn new(identities: Arc<LiveIdentities>) -> Self {
+        Self { identities }
+    }
+
+    /// Permits a node what it may do to its own cluster, which its certificate
+    /// names.
+    ///
+    /// # Errors
+    ///
+    /// When the table or the identity's state says no.
+    pub fn permit<A: Action>(&self, caller: &Caller) -> Result<Permit<A>, Denied> {
+        let (Subject::Node { cluster, .. } | Subject::Worker { cluster, .. }) = &caller.id().subject else {
+            return Err(Denied::WrongKind);
+        };
+        let cluster = ClusterId::from_bytes(*cluster.as_bytes());
+        self.admit::<A>(caller)?;
+        Ok(Permit::new(cluster, caller.id().to_string().into()))
+    }
+
+    /// Permits an admin what it may do to `cluster`.
+    ///
+    /// # Errors
+    ///
+    /// When the table, the admin's roles or its scope say no.
+    pub fn permit_on<A: Action>(&self, caller: &Caller, cluster: ClusterId) -> Result<Permit<A>, Denied> {
+        match self.admit::<A>(caller)? {
+            Some(scope) if scope.covers(&cluster) => Ok(Permit::new(cluster, caller.id().to_string().into())),
+            Some(_) => Err(Denied::Scope),
+            None => Err(Denied::WrongKind),
+        }
+    }
+
+    /// Permits an admin what concerns no single cluster.
+    ///
+    /// # Errors
+    ///
+    /// When the table or the admin's roles say no.
+    pub fn permit_fleet<A: Action>(&self, caller: &Caller) -> Result<FleetPermit<A>, Denied> {
+        let scope = self.admit::<A>(caller)?.ok_or(Denied::WrongKind)?;
+        Ok(FleetPermit { who: caller.id().to_string().into(), scope, action: PhantomData })
+    }
+
+    /// Judges identity, serial, dates and table. Returns the scope of an admin.
+    fn admit<A: Action>(&self, caller: &Caller) -> Result<Option<Scope>, Denied> {
+        let row = table::row(A::ID).ok_or(Denied::WrongKind)?;
+        let may_be_expired = row.who.contains(&Who::ExpiredNode);
+        match caller.standing() {
+            Standing::Valid => {}
+            Standing::Expired { .. } if may_be_expired => {}
+            Standing::Expired { .. } | Standing::NotYetValid { .. } => return Err(Denied::Expired),
+        }
+        let identity = self.identities.find(caller.id()).ok_or(Denied::UnknownIdentity)?;
+        if identity.banned {
+            return Err(Denied::Banned);
+        }
+        if identity.standing_of(&caller.certificate().serial()) == SerialStanding::Superseded {
+            return Err(Denied::Superseded);
+        }
+        match &caller.id().subject {
+            Subject::Node { .. } if row.who.iter().any(|who| matches!(who, Who::Node | Who::ExpiredNode)) => {
+                Ok(None)
+            }
+            Subject::Admin { .. } => {
+                let admin = row.who.iter().any(|who| matches!(who, Who::Admin(_)));
+                let role = row.who.iter().any(|who| match who {
+                    Who::Admin(role) => identity.roles.contains(role),
+                    Who::Anyone | Who::Node | Who::ExpiredNode | Who::Internal(_) => false,
+                });
+                match (admin, role) {
+                    (true, true) => Ok(Some(identity.scope.clone())),
+                    (true, false) => Err(Denied::Role),
+                    (false, _) => Err(Denied::WrongKind),
+                }
+            }
+            Subject::Node { .. } | Subject::Worker { .. } | Subject::Agent { .. } => Err(Denied::WrongKind),
+        }
+    }
+}
+
+/// Permits for work that the agent does by itself. Each function has a row in
+/// [`TABLE`] that names it.
+pub mod internal {
+    use std::marker::PhantomData;
+
+    use super::{ClusterId, FleetPermit, Permit, Scope, actions};
+
+    /// The schedule rotates a cluster that is due.
+    pub fn schedule(cluster: ClusterId) -> Permit<actions::ScheduledRotation> {
+        Permit::new(cluster, "schedule".into())
+    }
+
+    /// The agent reads a cluster's keyring into memory: at start, after a
+    /// change, or when a key id is unknown.
+    pub fn load(cluster: ClusterId) -> Permit<actions::Load> {
+        Permit::new(cluster, "agent".into())
+    }
+
+    /// The agent opens and seals the private keys of its CAs.
+    pub fn authority() -> FleetPermit<actions::Authority> {
+        FleetPermit { who: "agent".into(), scope: Scope::All, action: PhantomData }
+    }
+}

@@ -1,0 +1,35 @@
+//! What every node is told: where the agents are and which roots to trust.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use fleet_kms_proto::agent::AgentAddress;
+
+/// What every node is told.
+pub struct Bulletin {
+    agents: Vec<AgentAddress>,
+    roots: ArcSwap<Vec<Vec<u8>>>,
+}
+
+impl Bulletin {
+    /// Makes the bulletin from the configured addresses and the trusted roots
+    /// (DER).
+    pub fn new(agents: Vec<AgentAddress>, roots: Vec<Vec<u8>>) -> Self {
+        Self { agents, roots: ArcSwap::from_pointee(roots) }
+    }
+
+    /// Returns the agents' addresses.
+    pub fn agents(&self) -> Vec<AgentAddress> {
+        self.agents.clone()
+    }
+
+    /// Returns the trusted roots, DER.
+    pub fn roots(&self) -> Vec<Vec<u8>> {
+        Vec::clone(&self.roots.load())
+    }
+
+    /// Replaces the trusted roots.
+    pub fn set_roots(&self, roots: Vec<Vec<u8>>) {
+        self.roots.store(Arc::new(roots));
+    }
+}

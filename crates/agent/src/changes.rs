@@ -1,0 +1,253 @@
+//! A change: intent on disk, store transaction, outcome on disk.
+//!
+//! A change whose intent cannot be recorded is refused. The transaction
+//! carries the change's id, so that after a crash or a lost reply the outcome
+//! of each open intent is looked up, never guessed.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use fleet_kms_audit::{ChangeId, ChangeLog, LogError, Outcome};
+use fleet_kms_store::Revision;
+use fleet_kms_transport::Clock;
+
+use crate::ledger::{Changeset, Generator, Ledger, LedgerError, Mark, WriteError};
+use crate::trail::{Event, Intent};
+use crate::witness::{Seen, Witness};
+
+/// Times a change is decided again because the store changed meanwhile.
+const ATTEMPTS: usize = 8;
+
+/// Why a change did not happen, or may not have.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError<E: std::error::Error + 'static> {
+    /// The change was refused for a reason of its own.
+    #[error(transparent)]
+    Refused(E),
+    /// Other changes kept getting in first.
+    #[error("other changes to the same thing kept getting in first; try again")]
+    Contended,
+    /// The store did not take it, or its reply was lost.
+    #[error(transparent)]
+    Write(WriteError),
+    /// The store may be a copy from before: nothing is changed until an
+    /// operator has confirmed it.
+    #[error("{0}; changes are refused until you run kms-agent restore --confirm on the agent's host")]
+    Unconfirmed(Unconfirmed),
+    /// The intent could not be recorded.
+    #[error("the change cannot be recorded in the audit, so it was refused; look at the audit's disk")]
+    Audit(#[source] LogError),
+}
+
+/// Why the agent serves but changes nothing: `recovered-unconfirmed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unconfirmed {
+    /// The witness has seen later transactions.
+    #[error("the store is older than its witness: {store} transactions, where {witness} were seen")]
+    Older { store: u64, witness: u64 },
+    /// Rows and head differ.
+    #[error("rows of the store were edited, replayed or deleted behind the agent's back")]
+    Edited,
+}
+
+/// Makes changes.
+pub struct Changes {
+    ledger: Arc<Ledger>,
+    log: Arc<ChangeLog>,
+    /// Locked while it is read and written, so that its count only rises.
+    witness: Arc<Mutex<Witness>>,
+    unconfirmed: Option<Unconfirmed>,
+    clock: Clock,
+    generator: Generator,
+}
+
+impl Changes {
+    /// Makes the only maker of changes over a ledger. `unconfirmed` says why it
+    /// must refuse all of them.
+    pub fn new(
+        ledger: Arc<Ledger>,
+        log: ChangeLog,
+        witness: Witness,
+        unconfirmed: Option<Unconfirmed>,
+        clock: Clock,
+        generator: Generator,
+    ) -> Self {
+        let (log, witness) = (Arc::new(log), Arc::new(Mutex::new(witness)));
+        Self { ledger, log, witness, unconfirmed, clock, generator }
+    }
+
+    /// Says why all changes are refused, if they are.
+    pub fn unconfirmed(&self) -> Option<Unconfirmed> {
+        self.unconfirmed
+    }
+
+    /// Returns the ledger.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// Returns the time.
+    pub fn now(&self) -> SystemTime {
+        (self.clock)()
+    }
+
+    /// Makes one change. `prepare` reads what it needs and decides; it is
+    /// called again when the store changed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When `prepare` refuses, or the change cannot be recorded or stored.
+    pub async fn run<T, E, F, P>(&self, intent: Intent, prepare: P) -> Result<T, ChangeError<E>>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<(Changeset, T), E>> + Send,
+        P: Fn() -> F + Send + Sync,
+    {
+        self.run_with_revision(intent, prepare).await.map(|(value, _)| value)
+    }
+
+    /// Like [`Self::run`]; also returns the revision that the written rows
+    /// have now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub async fn run_with_revision<T, E, F, P>(
+        &self,
+        intent: Intent,
+        prepare: P,
+    ) -> Result<(T, Revision), ChangeError<E>>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<(Changeset, T), E>> + Send,
+        P: Fn() -> F + Send + Sync,
+    {
+        if let Some(why) = self.unconfirmed {
+            return Err(ChangeError::Unconfirmed(why));
+        }
+        let mut id = [0; 16];
+        (self.generator)().fill_bytes(&mut id);
+        let change = ChangeId::from_bytes(id);
+        let now = self.now();
+        let log = Arc::clone(&self.log);
+        let recorded = off_runtime(move || log.intent(&intent.line(change), now)).await;
+        let recorded = recorded.map_err(ChangeError::Audit)?;
+        let mark = Mark { change, intent: recorded };
+        let result = self.attempt(&mark, prepare).await;
+        let outcome = match &result {
+            Ok(_) => Closed::Done,
+            Err(ChangeError::Write(WriteError::Unknown(_))) => Closed::Unknown,
+            Err(error) => Closed::NotDone(error.to_string()),
+        };
+        self.close(change, outcome).await;
+        result
+    }
+
+    /// Records something that happened without a change of the store.
+    pub async fn event(&self, event: Event) {
+        let now = self.now();
+        let log = Arc::clone(&self.log);
+        if let Err(error) = off_runtime(move || log.event(&event.line(), now)).await {
+            report("an event", &error);
+        }
+    }
+
+    /// Closes the intents that a crash left open: the store says for each
+    /// whether it happened.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn close_open_intents(&self) -> Result<usize, LedgerError> {
+        let open = self.log.open_intents();
+        for intent in &open {
+            let happened = self.ledger.happened(&intent.change).await?;
+            let why = "the agent stopped before the transaction".to_owned();
+            self.close(intent.change, if happened { Closed::Done } else { Closed::NotDone(why) }).await;
+        }
+        Ok(open.len())
+    }
+
+    async fn attempt<T, E, F, P>(&self, mark: &Mark, prepare: P) -> Result<(T, Revision), ChangeError<E>>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<(Changeset, T), E>> + Send,
+        P: Fn() -> F + Send + Sync,
+    {
+        for _ in 0..ATTEMPTS {
+            let (changeset, value) = prepare().await.map_err(ChangeError::Refused)?;
+            match self.ledger.commit(changeset, mark).await {
+                Ok(revision) => return Ok((value, revision)),
+                Err(WriteError::Conflict) => {}
+                Err(error) => return Err(ChangeError::Write(error)),
+            }
+        }
+        Err(ChangeError::Contended)
+    }
+
+    /// Records the outcome. If that fails the intent stays open and the next
+    /// start closes it from the store.
+    async fn close(&self, change: ChangeId, outcome: Closed) {
+        let now = self.now();
+        let done = matches!(outcome, Closed::Done);
+        let log = Arc::clone(&self.log);
+        match off_runtime(move || log.outcome(&change, outcome.line(), now)).await {
+            Ok(_) if done => {
+                if let Err(error) = self.ledger.settle(&change).await {
+                    report("a settled change", &error);
+                }
+                self.remember().await;
+            }
+            Ok(_) => {}
+            Err(error) => report("an outcome", &error),
+        }
+    }
+
+    /// Lets the witness see the head. It may trail: a later change catches up.
+    async fn remember(&self) {
+        let seen = Seen { store: self.ledger.codec().store(), count: self.ledger.head_count().await };
+        let witness = Arc::clone(&self.witness);
+        let written = off_runtime(move || {
+            let witness = witness.lock().unwrap_or_else(PoisonError::into_inner);
+            match witness.read()? {
+                Some(known) if known.store == seen.store && known.count >= seen.count => Ok(()),
+                _ => Ok(witness.write(seen)?),
+            }
+        });
+        if let Err(error) = written.await {
+            report("the head's count", &error);
+        }
+    }
+}
+
+/// How a change ended, owned.
+enum Closed {
+    Done,
+    NotDone(String),
+    Unknown,
+}
+
+impl Closed {
+    fn line(&self) -> Outcome<'_> {
+        match self {
+            Self::Done => Outcome::Done,
+            Self::NotDone(why) => Outcome::NotDone { why },
+            Self::Unknown => Outcome::Unknown,
+        }
+    }
+}
+
+/// Runs what waits for the disk off the runtime's threads.
+async fn off_runtime<T: Send + 'static>(
+    operation: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> Result<T, LogError> {
+    let joined = tokio::task::spawn_blocking(operation).await;
+    joined.map_err(|error| LogError::Io(io::Error::other(error)))?
+}
+
+fn report(what: &str, error: &dyn Display) {
+    tracing::error!(%error, "{what} could not be recorded in the audit");
+}

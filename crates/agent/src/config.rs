@@ -1,0 +1,217 @@
+//! The agent's configuration: defaults here, one TOML file, the environment
+//! (`FLEET_KMS_AGENT__SECTION__KEY`). `deploy/config/agent.toml` explains each
+//! key.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fleet_kms_identity::{Name, TrustDomain};
+use fleet_kms_keyring::rotation::RotationPolicy;
+use fleet_kms_process::config::InvalidKey;
+use fleet_kms_process::logging;
+use fleet_kms_proto::agent::AgentAddress;
+use serde::Deserialize;
+
+/// The prefix of the agent's environment variables.
+pub const PREFIX: &str = "FLEET_KMS_AGENT";
+
+/// What the agent runs with.
+#[derive(Debug)]
+pub struct Config {
+    /// This agent's name, the last part of its SPIFFE ID.
+    pub name: Name,
+    /// The fleet's trust domain.
+    pub trust_domain: TrustDomain,
+    /// Where sidecars find the agents.
+    pub addresses: Vec<AgentAddress>,
+    /// Where this agent listens.
+    pub listen: Listen,
+    /// The store's file.
+    pub store: PathBuf,
+    /// The root key's file.
+    pub root: PathBuf,
+    /// The audit's directory.
+    pub audit: PathBuf,
+    /// The rotation period of new clusters.
+    pub rotation: RotationPolicy,
+    /// How a log line looks.
+    pub log_format: logging::Format,
+    /// Which log lines are written.
+    pub log_filter: logging::Filter,
+}
+
+/// Where an agent listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Listen {
+    /// Wrap, Unwrap, Status.
+    pub data: SocketAddr,
+    /// Enrol, Renew, Time.
+    pub enrolment: SocketAddr,
+    /// The admin API.
+    pub admin: SocketAddr,
+    /// Health and metrics.
+    pub ops: SocketAddr,
+}
+
+/// The file as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawConfig {
+    agent: RawAgent,
+    #[serde(default)]
+    listen: RawListen,
+    store: RawStore,
+    root: RawRoot,
+    audit: RawAudit,
+    #[serde(default)]
+    rotation: RawRotation,
+    #[serde(default)]
+    log: RawLog,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAgent {
+    name: String,
+    trust_domain: String,
+    addresses: Vec<RawAddress>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAddress {
+    data: String,
+    enrolment: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawListen {
+    data: SocketAddr,
+    enrolment: SocketAddr,
+    admin: SocketAddr,
+    ops: SocketAddr,
+}
+
+impl Default for RawListen {
+    fn default() -> Self {
+        let everywhere = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        Self {
+            data: everywhere(7443),
+            enrolment: everywhere(7444),
+            admin: everywhere(7445),
+            ops: SocketAddr::from(([127, 0, 0, 1], 7446)),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStore {
+    path: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRoot {
+    file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAudit {
+    directory: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRotation {
+    #[serde(with = "humantime_serde")]
+    period: Option<Duration>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    format: String,
+    filter: String,
+}
+
+impl Default for RawLog {
+    fn default() -> Self {
+        Self { format: "text".to_owned(), filter: "info".to_owned() }
+    }
+}
+
+impl TryFrom<RawConfig> for Config {
+    type Error = InvalidKey;
+
+    fn try_from(raw: RawConfig) -> Result<Self, Self::Error> {
+        let rotation = raw.rotation.period.map(RotationPolicy::try_new).transpose();
+        let log = raw.log;
+        Ok(Self {
+            name: raw
+                .agent
+                .name
+                .parse()
+                .map_err(|error| invalid("agent.name", error, "use a host name's label, such as agent-1"))?,
+            trust_domain: raw.agent.trust_domain.parse().map_err(|error| {
+                invalid("agent.trust_domain", error, "use a DNS name in lower case, such as fleet.example")
+            })?,
+            addresses: addresses(raw.agent.addresses)?,
+            listen: Listen {
+                data: raw.listen.data,
+                enrolment: raw.listen.enrolment,
+                admin: raw.listen.admin,
+                ops: raw.listen.ops,
+            },
+            store: absolute("store.path", raw.store.path)?,
+            root: absolute("root.file", raw.root.file)?,
+            audit: absolute("audit.directory", raw.audit.directory)?,
+            rotation: rotation
+                .map_err(|error| invalid("rotation.period", error, "use 1h to 3650days, such as 30days"))?
+                .unwrap_or_default(),
+            log_format: log
+                .format
+                .parse()
+                .map_err(|error| invalid("log.format", error, "use \"text\" or \"json\""))?,
+            log_filter: log
+                .filter
+                .parse()
+                .map_err(|error| invalid("log.filter", error, "use a level such as \"info\""))?,
+        })
+    }
+}
+
+fn addresses(raw: Vec<RawAddress>) -> Result<Vec<AgentAddress>, InvalidKey> {
+    const KEY: &str = "agent.addresses";
+    if raw.is_empty() {
+        let problem = "no address: sidecars could not find this agent";
+        return Err(InvalidKey::new(KEY, problem, "give at least one { data, enrolment } pair of host:port"));
+    }
+    raw.into_iter()
+        .map(|address| {
+            for part in [&address.data, &address.enrolment] {
+                let port = part.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+                if port.and_then(|(_, port)| port.parse::<u16>().ok()).is_none() {
+                    let problem = format!("{part:?} is not host:port");
+                    return Err(InvalidKey::new(KEY, problem, "write it like 10.0.0.5:7443"));
+                }
+            }
+            Ok(AgentAddress { data: address.data, enrolment: address.enrolment })
+        })
+        .collect()
+}
+
+fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, InvalidKey> {
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    let problem = format!("{} is not an absolute path", path.display());
+    Err(InvalidKey::new(key, problem, "begin it with /"))
+}
+
+fn invalid(key: &'static str, error: impl std::fmt::Display, remedy: &'static str) -> InvalidKey {
+    InvalidKey::new(key, error.to_string(), remedy)
+}

@@ -1,0 +1,276 @@
+//! The control plane: what an operator or the schedule changes about clusters
+//! and their keys.
+//!
+//! Each operation takes its permit, decides on what the store says now,
+//! commits, and only then publishes to the data path.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fleet_kms_keyring::rotation::{InvalidPolicy, RotationPolicy};
+use fleet_kms_keyring::{ClusterId, KeyId, Keyring, Rotate, RotateError, Version};
+use fleet_kms_store::Revision;
+
+use crate::authz::{Action, FleetPermit, Permit, actions};
+use crate::changes::{ChangeError, Changes};
+use crate::clusters::{ClusterName, Clusters, InvalidClusterName, LiveClusterName};
+use crate::ledger::{Changeset, Generator, LedgerError};
+use crate::live_keyrings::{KeysError, LiveKeyrings, MakesKeks, SealedKek, Snapshot};
+use crate::records::keyring::{self, KeyringError};
+use crate::records::payload::{ClusterRecord, KeyringRecord, NameRecord};
+use crate::records::rows;
+use crate::times::to_ms;
+use crate::trail::Intent;
+
+/// Why a cluster was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The name is not one.
+    #[error(transparent)]
+    Name(#[from] InvalidClusterName),
+    /// The period is out of bounds.
+    #[error(transparent)]
+    Period(#[from] InvalidPolicy),
+    /// A live cluster has the name.
+    #[error("a cluster named {0:?} exists already; choose another name")]
+    Exists(ClusterName),
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// Why a keyring was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyChangeError {
+    /// The cluster is gone from the store.
+    #[error("there is no such cluster")]
+    UnknownCluster,
+    /// The keyring does not allow it.
+    #[error(transparent)]
+    Rotate(#[from] RotateError),
+    /// The keyring record is damaged.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A scheduled rotation that somebody else made first.
+    #[error("the cluster is no longer due")]
+    NotDue,
+}
+
+/// What a change of a keyring left behind.
+#[derive(Debug, Clone, Copy)]
+pub struct Rotated {
+    /// The active version now.
+    pub active: Version,
+    /// Its key id.
+    pub key_id: KeyId,
+}
+
+/// A cluster that was made.
+#[derive(Debug, Clone)]
+pub struct Created {
+    /// Its id.
+    pub id: ClusterId,
+    /// Its name.
+    pub name: ClusterName,
+    /// When.
+    pub created: SystemTime,
+}
+
+/// Changes clusters and keyrings.
+pub struct ControlPlane {
+    changes: Arc<Changes>,
+    keyrings: Arc<LiveKeyrings>,
+    clusters: Arc<Clusters>,
+    default_policy: RotationPolicy,
+    generator: Generator,
+}
+
+impl ControlPlane {
+    /// Makes the control plane over the store and its images in memory.
+    pub fn new(
+        changes: Arc<Changes>,
+        keyrings: Arc<LiveKeyrings>,
+        clusters: Arc<Clusters>,
+        default_policy: RotationPolicy,
+        generator: Generator,
+    ) -> Self {
+        Self { changes, keyrings, clusters, default_policy, generator }
+    }
+
+    /// Makes a cluster with its first key: version 1 active, version 2 next.
+    ///
+    /// # Errors
+    ///
+    /// When name or period are bad, the name is taken, or the store refuses.
+    pub async fn create_cluster(
+        &self,
+        permit: &FleetPermit<actions::ClusterCreate>,
+        name: &str,
+        period: Option<Duration>,
+        reason: Option<&str>,
+    ) -> Result<Created, ChangeError<CreateError>> {
+        let refuse = |error: CreateError| ChangeError::Refused(error);
+        let name: ClusterName = name.parse().map_err(|error| refuse(CreateError::Name(error)))?;
+        let policy = period.map(RotationPolicy::try_new).transpose();
+        let policy = policy.map_err(|error| refuse(error.into()))?.unwrap_or(self.default_policy);
+        let id = ClusterId::generate(&mut *(self.generator)());
+        let permit = permit.for_new_cluster(id);
+        let intent = Intent::new("cluster_create", permit.who()).cluster(id, name.as_str()).reason(reason);
+        let prepare = || self.prepare_cluster(&permit, &name, policy);
+        let ((snapshot, created), revision) = self.changes.run_with_revision(intent, prepare).await?;
+        self.keyrings.publish(id, Snapshot { revision, ..snapshot });
+        self.clusters.publish(LiveClusterName { id, name: name.clone(), created });
+        Ok(Created { id, name, created })
+    }
+
+    /// Rotates a cluster now.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster is unknown or the store refuses.
+    pub async fn rotate(
+        &self,
+        permit: &Permit<actions::KeyRotate>,
+        how: Rotate,
+        reason: Option<&str>,
+    ) -> Result<Rotated, ChangeError<KeyChangeError>> {
+        self.rotate_as("key_rotate", permit, how, reason, &|_| Ok(())).await
+    }
+
+    /// Rotates a cluster that is due; does nothing if it no longer is.
+    ///
+    /// # Errors
+    ///
+    /// When it is no longer due or the store refuses.
+    pub async fn rotate_due(
+        &self,
+        permit: &Permit<actions::ScheduledRotation>,
+    ) -> Result<Rotated, ChangeError<KeyChangeError>> {
+        let cluster = permit.cluster();
+        let now = self.changes.now();
+        let still_due = move |keyring: &Keyring| {
+            let due = keyring.due(&cluster) <= now;
+            due.then_some(()).ok_or(KeyChangeError::NotDue)
+        };
+        self.rotate_as("key_rotate_scheduled", permit, Rotate::Regular, None, &still_due).await
+    }
+
+    /// Rewrites an activation time that lies in the future to now.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster is unknown or the store refuses.
+    pub async fn reanchor(
+        &self,
+        permit: &Permit<actions::ScheduledRotation>,
+    ) -> Result<(), ChangeError<KeyChangeError>> {
+        let intent = self.key_intent("clock_reanchor", permit);
+        let prepare = || {
+            self.prepare_keyring(permit.cluster(), |keyring, now| {
+                keyring.reanchor(now);
+                Ok(Vec::new())
+            })
+        };
+        let (snapshot, revision) = self.changes.run_with_revision(intent, prepare).await?;
+        self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
+        Ok(())
+    }
+
+    async fn rotate_as<A: MakesKeks>(
+        &self,
+        action: &'static str,
+        permit: &Permit<A>,
+        how: Rotate,
+        reason: Option<&str>,
+        check: &(dyn Fn(&Keyring) -> Result<(), KeyChangeError> + Send + Sync),
+    ) -> Result<Rotated, ChangeError<KeyChangeError>> {
+        let intent = self.key_intent(action, permit).reason(reason);
+        let prepare = || {
+            self.prepare_keyring(permit.cluster(), |keyring, now| {
+                check(keyring)?;
+                let mut key_ids = |_| KeyId::generate(&mut *(self.generator)());
+                let made = keyring.rotate(how, now, &mut key_ids)?;
+                made.into_iter()
+                    .map(|version| Ok((version, self.keyrings.make_kek(permit, version)?)))
+                    .collect()
+            })
+        };
+        let (snapshot, revision) = self.changes.run_with_revision(intent, prepare).await?;
+        let active = snapshot.keyring.active();
+        let rotated = Rotated { active: active.version, key_id: active.key_id };
+        self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
+        Ok(rotated)
+    }
+
+    async fn prepare_cluster(
+        &self,
+        permit: &Permit<actions::ClusterCreate>,
+        name: &ClusterName,
+        policy: RotationPolicy,
+    ) -> Result<(Changeset, (Snapshot, SystemTime)), CreateError> {
+        let ledger = self.changes.ledger();
+        let name_row = rows::cluster_name(name.as_str());
+        if ledger.read::<NameRecord>(&name_row).await?.is_some() {
+            return Err(CreateError::Exists(name.clone()));
+        }
+        let (id, now) = (permit.cluster(), self.changes.now());
+        let mut key_ids = |_| KeyId::generate(&mut *(self.generator)());
+        let keyring = Keyring::create(policy, now, &mut key_ids);
+        let cluster = ClusterRecord {
+            id: id.as_bytes().to_vec(),
+            name: name.to_string(),
+            created_ms: to_ms(now),
+            retired_ms: 0,
+        };
+        let mut changeset = ledger.changeset();
+        changeset.insert(rows::cluster(&id), &cluster);
+        changeset.insert(name_row, &NameRecord { cluster: id.as_bytes().to_vec() });
+        changeset.insert(rows::keyring(&id), &keyring::payload(&keyring));
+        let mut keks = std::collections::HashMap::new();
+        for version in keyring.versions() {
+            let kek = self.keyrings.make_kek(permit, version.version)?;
+            changeset.insert_sealed(kek.row.clone(), kek.bytes.clone());
+            keks.insert(version.version, kek);
+        }
+        Ok((changeset, (Snapshot { revision: Revision::ABSENT, keyring, keks }, now)))
+    }
+
+    /// Reads a cluster's keyring, changes it, and adds the new KEKs.
+    async fn prepare_keyring(
+        &self,
+        cluster: ClusterId,
+        change: impl FnOnce(&mut Keyring, SystemTime) -> Result<Vec<(Version, SealedKek)>, KeyChangeError>,
+    ) -> Result<(Changeset, Snapshot), KeyChangeError> {
+        let ledger = self.changes.ledger();
+        let record = ledger
+            .read::<KeyringRecord>(&rows::keyring(&cluster))
+            .await?
+            .ok_or(KeyChangeError::UnknownCluster)?;
+        let mut keyring = keyring::parse(&record)?;
+        let made = change(&mut keyring, self.changes.now())?;
+        let mut changeset = ledger.changeset();
+        changeset.update(&record, &keyring::payload(&keyring));
+        let mut keks =
+            self.keyrings.keyring(&cluster).map_or_else(Default::default, |live| live.keks.clone());
+        for (version, kek) in made {
+            changeset.insert_sealed(kek.row.clone(), kek.bytes.clone());
+            keks.insert(version, kek);
+        }
+        Ok((changeset, Snapshot { revision: record.revision, keyring, keks }))
+    }
+
+    fn key_intent<A: Action>(&self, action: &'static str, permit: &Permit<A>) -> Intent {
+        let cluster = permit.cluster();
+        let name = self.clusters.name_of(&cluster).map_or_else(String::new, |name| name.to_string());
+        Intent::new(action, permit.who()).cluster(cluster, &name)
+    }
+}

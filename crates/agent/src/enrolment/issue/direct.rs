@@ -1,0 +1,201 @@
+//! Certificates that the agent makes for itself and, on its own host, for
+//! admins: no token, no CSR, the key is made here.
+
+use std::time::SystemTime;
+
+use data_encoding::BASE64;
+use fleet_kms_identity::{KeyPair, KeyPairError, Name, Renewal, SpiffeId, Subject, renewal_due};
+use zeroize::Zeroizing;
+
+use super::{Certified, IssueFailure, Issuer, certified, write_identity};
+use crate::authz::{Role, Scope};
+use crate::ca::LEAF_LIFE;
+use crate::enrolment::audit_trail;
+use crate::ledger::Changeset;
+use crate::records::Record;
+use crate::records::payload::{IdentityRecord, IssuedCertificate};
+use crate::times::to_ms;
+
+/// A certificate with its key, and the roots to trust.
+pub struct Bundle {
+    /// The private key.
+    pub key: KeyPair,
+    /// The certificate.
+    pub certified: Certified,
+    /// Trusted roots, DER, the active one first.
+    pub roots: Vec<Vec<u8>>,
+}
+
+impl Bundle {
+    /// Returns the chain to serve with: an unenrolled node knows the root by
+    /// its fingerprint only, so the root itself is sent too.
+    pub fn serving_chain(&self) -> Vec<Vec<u8>> {
+        self.certified.chain.iter().chain(self.roots.first()).cloned().collect()
+    }
+
+    /// Returns key and chain as PEM, to be kept in a file of mode 0600.
+    pub fn identity_pem(&self) -> Zeroizing<String> {
+        let mut pem = self.key.to_pem();
+        for certificate in &self.certified.chain {
+            pem.push_str(&certificate_pem(certificate));
+        }
+        pem
+    }
+
+    /// Returns the chain as PEM.
+    pub fn chain_pem(&self) -> String {
+        self.certified.chain.iter().map(|der| certificate_pem(der)).collect()
+    }
+
+    /// Returns the roots as PEM.
+    pub fn roots_pem(&self) -> String {
+        self.roots.iter().map(|der| certificate_pem(der)).collect()
+    }
+}
+
+/// Why no such certificate was made.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectError {
+    /// The key could not be made.
+    #[error(transparent)]
+    Key(#[from] KeyPairError),
+    /// An operator banned the identity.
+    #[error("this identity is banned; lift the ban first")]
+    Banned,
+    /// An admin needs a role.
+    #[error("an admin needs at least one role")]
+    NoRole,
+    /// A scope without a cluster would read as "all" once it is stored.
+    #[error("a scope names at least one cluster")]
+    EmptyScope,
+    /// Store, audit or CA failed.
+    #[error(transparent)]
+    Failed(#[from] IssueFailure),
+}
+
+impl DirectError {
+    /// Returns the closed metric and audit label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Key(_) => "key",
+            Self::Banned => "banned",
+            Self::NoRole => "no_role",
+            Self::EmptyScope => "empty_scope",
+            Self::Failed(failure) => failure.reason(),
+        }
+    }
+}
+
+/// Says whether the agent's own certificate is to be renewed: less than two
+/// thirds of its life is left.
+pub fn agent_certificate_due(not_after: SystemTime, now: SystemTime) -> bool {
+    renewal_due(not_after, LEAF_LIFE, now, 0) == Renewal::Due
+}
+
+impl Issuer {
+    /// Makes an admin's identity and certificate, on behalf of `who` on the
+    /// agent's own host. An admin of that name gets a new certificate, these
+    /// roles and this scope; its old certificates are superseded.
+    ///
+    /// # Errors
+    ///
+    /// When the admin is banned, or store, audit or CA say no.
+    pub async fn issue_admin(
+        &self,
+        who: &str,
+        name: &Name,
+        roles: &[Role],
+        scope: &Scope,
+    ) -> Result<Bundle, DirectError> {
+        if roles.is_empty() {
+            return Err(DirectError::NoRole);
+        }
+        if matches!(scope, Scope::Clusters(clusters) if clusters.is_empty()) {
+            return Err(DirectError::EmptyScope);
+        }
+        let id = SpiffeId::new(self.trust_domain(), Subject::Admin { name: name.clone() });
+        let grant = Grant {
+            roles: roles.iter().map(|role| role.name().to_owned()).collect(),
+            scope: match scope {
+                Scope::All => Vec::new(),
+                Scope::Clusters(clusters) => clusters.iter().map(|id| id.as_bytes().to_vec()).collect(),
+            },
+        };
+        self.issue_direct(who, &id, &grant).await
+    }
+
+    /// Makes the serving certificate of the agent `name`; call it again when
+    /// [`agent_certificate_due`] says so.
+    ///
+    /// # Errors
+    ///
+    /// When store, audit or CA say no.
+    pub async fn issue_agent(&self, name: &Name) -> Result<Bundle, DirectError> {
+        let id = SpiffeId::new(self.trust_domain(), Subject::Agent { name: name.clone() });
+        self.issue_direct(&id.to_string(), &id, &Grant::default()).await
+    }
+
+    async fn issue_direct(&self, who: &str, id: &SpiffeId, grant: &Grant) -> Result<Bundle, DirectError> {
+        let key = KeyPair::generate()?;
+        let now = self.now();
+        let _turn = self.turn.lock().await;
+        let intent = audit_trail::direct(who, id, &grant.roles);
+        let prepare = || self.prepare_direct(id, grant, &key, now);
+        let run = self.changes.run_with_revision(intent, prepare).await;
+        let ((issued, record), revision) = run.map_err(IssueFailure::flatten)?;
+        self.publish(record, revision)?;
+        let roots = self.authorities().trusted_roots().to_vec();
+        Ok(Bundle { key, certified: certified(id, &issued, false), roots })
+    }
+
+    async fn prepare_direct(
+        &self,
+        id: &SpiffeId,
+        grant: &Grant,
+        key: &KeyPair,
+        now: SystemTime,
+    ) -> Result<(Changeset, (IssuedCertificate, Record<IdentityRecord>)), DirectError> {
+        let mut changeset = self.ledger().changeset();
+        let before = self.identity(id).await?;
+        if before.as_ref().is_some_and(|record| record.payload.banned_ms != 0) {
+            return Err(DirectError::Banned);
+        }
+        let issued = self.certify(&mut changeset, id, &key.spki_der(), &key.spki_sha256(), now).await?;
+        let after = IdentityRecord {
+            id: id.to_string(),
+            current: Some(issued.clone()),
+            next: None,
+            banned_ms: 0,
+            created_ms: before.as_ref().map_or(to_ms(now), |record| record.payload.created_ms),
+            roles: grant.roles.clone(),
+            scope: grant.scope.clone(),
+            token: Vec::new(),
+        };
+        let record = write_identity(&mut changeset, id, before.as_ref(), after);
+        Ok((changeset, (issued, record)))
+    }
+}
+
+/// What an identity may do, in the words of its record.
+#[derive(Default)]
+struct Grant {
+    roles: Vec<String>,
+    scope: Vec<Vec<u8>>,
+}
+
+/// RFC 7468: base64 in lines of 64.
+fn certificate_pem(der: &[u8]) -> String {
+    let text = BASE64.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        pem.push_str(line);
+        pem.push('\n');
+        rest = after;
+    }
+    pem + "-----END CERTIFICATE-----\n"
+}
+
+#[cfg(test)]
+mod tests;

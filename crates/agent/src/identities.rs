@@ -1,0 +1,161 @@
+//! The identities that may connect, in memory: the store's list of current
+//! serials is the authority, this is its image.
+//!
+//! Written by the control plane after each commit, read on every call. A ban
+//! takes effect with the next look-up.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use fleet_kms_identity::{Serial, SpiffeId};
+use fleet_kms_keyring::ClusterId;
+
+use crate::authz::{Role, Scope};
+use crate::ledger::{Ledger, LedgerError};
+use crate::records::payload::{IdentityRecord, IssuedCertificate};
+use crate::records::{Record, rows};
+use crate::times::from_ms;
+
+/// One certificate that an identity may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issued {
+    /// The certificate's serial.
+    pub serial: Serial,
+    /// SHA-256 of its public key.
+    pub spki_sha256: [u8; 32],
+    /// When it expires.
+    pub not_after: SystemTime,
+}
+
+/// How a serial stands to its identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SerialStanding {
+    /// The one in use.
+    Current,
+    /// Issued, not yet seen in use.
+    Next,
+    /// Neither: an older one, or a clone's.
+    Superseded,
+}
+
+/// An identity as the data path sees it.
+#[derive(Debug, Clone)]
+pub struct LiveIdentity {
+    /// Whose it is.
+    pub id: SpiffeId,
+    /// The certificate in use.
+    pub current: Option<Issued>,
+    /// The certificate issued last and not yet seen in use.
+    pub next: Option<Issued>,
+    /// An operator banned it.
+    pub banned: bool,
+    /// Admins only.
+    pub roles: Vec<Role>,
+    /// Admins only.
+    pub scope: Scope,
+}
+
+impl LiveIdentity {
+    /// Says how `serial` stands to this identity.
+    pub fn standing_of(&self, serial: &Serial) -> SerialStanding {
+        let is = |issued: &Option<Issued>| issued.as_ref().is_some_and(|issued| issued.serial == *serial);
+        match (is(&self.current), is(&self.next)) {
+            (true, _) => SerialStanding::Current,
+            (false, true) => SerialStanding::Next,
+            (false, false) => SerialStanding::Superseded,
+        }
+    }
+}
+
+/// A stored identity that does not parse: only damage or a newer release does
+/// that.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A field has no meaning to this release.
+    #[error("the identity in row {row} has a bad {field}")]
+    Field { row: String, field: &'static str },
+}
+
+/// All identities of the store.
+#[derive(Default)]
+pub struct LiveIdentities {
+    by_id: RwLock<HashMap<SpiffeId, Arc<LiveIdentity>>>,
+}
+
+impl LiveIdentities {
+    /// Reads all identities from the store.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read or a record is damaged.
+    pub async fn load(ledger: &Ledger) -> Result<Self, IdentityError> {
+        let identities = Self::default();
+        for record in ledger.scan::<IdentityRecord>(rows::IDENTITIES).await? {
+            identities.publish(parse(&record)?);
+        }
+        Ok(identities)
+    }
+
+    /// Returns an identity.
+    pub fn find(&self, id: &SpiffeId) -> Option<Arc<LiveIdentity>> {
+        self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Returns all identities, sorted by id.
+    pub fn all(&self) -> Vec<Arc<LiveIdentity>> {
+        let mut all: Vec<_> =
+            self.by_id.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.sort_by_key(|identity| identity.id.to_string());
+        all
+    }
+
+    /// Makes a committed identity visible to the next call.
+    pub fn publish(&self, identity: LiveIdentity) {
+        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
+        by_id.insert(identity.id.clone(), Arc::new(identity));
+    }
+
+    /// Forgets an identity that was removed from the store.
+    pub fn remove(&self, id: &SpiffeId) {
+        self.by_id.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// Reads a live identity off its record.
+///
+/// # Errors
+///
+/// When a field has no meaning to this release.
+pub fn parse(record: &Record<IdentityRecord>) -> Result<LiveIdentity, IdentityError> {
+    let bad = |field| IdentityError::Field { row: record.row.as_str().to_owned(), field };
+    let payload = &record.payload;
+    let issued = |issued: &Option<IssuedCertificate>| {
+        issued.as_ref().map(|issued| parse_issued(issued).ok_or_else(|| bad("certificate"))).transpose()
+    };
+    let roles = payload.roles.iter().map(|name| Role::from_name(name).ok_or_else(|| bad("role")));
+    let scope = payload
+        .scope
+        .iter()
+        .map(|id| id.as_slice().try_into().map(ClusterId::from_bytes).map_err(|_| bad("scope")))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(LiveIdentity {
+        id: payload.id.parse().map_err(|_| bad("SPIFFE ID"))?,
+        current: issued(&payload.current)?,
+        next: issued(&payload.next)?,
+        banned: payload.banned_ms != 0,
+        roles: roles.collect::<Result<_, _>>()?,
+        scope: if scope.is_empty() { Scope::All } else { Scope::Clusters(scope) },
+    })
+}
+
+fn parse_issued(issued: &IssuedCertificate) -> Option<Issued> {
+    Some(Issued {
+        serial: Serial::from_bytes(issued.serial.as_slice().try_into().ok()?)?,
+        spki_sha256: issued.spki_sha256.as_slice().try_into().ok()?,
+        not_after: from_ms(issued.not_after_ms),
+    })
+}

@@ -1,0 +1,326 @@
+//! The ledger: every write of the agent's store, one transaction at a time.
+//!
+//! Each transaction carries the change's own record (so that a crash or an
+//! unclear reply can be cleared up later) and moves the sealed *head*: a count
+//! of transactions and a keyed hash of the set of all other rows. A row that
+//! is edited, replayed from an older copy, or deleted behind the agent's back
+//! shows when the head is checked. The ledger never decides what to write.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fleet_kms_audit::{ChangeId, Recorded};
+use fleet_kms_keyring::sealed::{self, Kind, SealContext, SealKey};
+use fleet_kms_seal::LockedKey;
+use fleet_kms_store::{CommitError, ReadError, Revision, Row, RowName, Store, Txn};
+
+use crate::records::payload::ChangeRecord;
+use crate::records::{Codec, Payload, Record, RecordError, rows};
+
+mod changeset;
+mod head;
+
+pub use changeset::Changeset;
+use head::Head;
+pub use head::{HeadError, Integrity};
+
+/// Makes the random generator for one operation; picked by `main`.
+pub type Generator = fn() -> Box<dyn rand_core::CryptoRng + Send>;
+
+/// Rows read from the store in one go.
+pub const PAGE: usize = 500;
+/// Settled changes removed by one transaction: it leaves room for the rest.
+const SETTLED_PER_COMMIT: usize = 16;
+/// Attempts to commit while only the head moved (another agent's change).
+const HEAD_ATTEMPTS: usize = 16;
+
+/// Ties a store transaction to its intent in the audit.
+#[derive(Debug, Clone)]
+pub struct Mark {
+    /// The change's random id.
+    pub change: ChangeId,
+    /// Where the intent stands in the audit.
+    pub intent: Recorded,
+}
+
+/// Why the ledger could not read.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The store did not answer.
+    #[error("the store cannot be read")]
+    Read(#[from] ReadError),
+    /// A row is not what this store wrote.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// Why a changeset was not committed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// A row changed since it was read: read again, decide again.
+    #[error("the store changed meanwhile")]
+    Conflict,
+    /// The store refused; nothing was written.
+    #[error("the store did not take the change; nothing was written")]
+    NotApplied(#[source] CommitError),
+    /// The store's reply was lost and it cannot be read: the change may or may
+    /// not have happened. Start-up clears it up by the change's record.
+    #[error("the store's reply was lost; whether the change happened shows at the next start")]
+    Unknown(#[source] CommitError),
+    /// The head could not be read again.
+    #[error("the store's head cannot be read")]
+    Head(#[from] HeadError),
+}
+
+/// All access to the store.
+pub struct Ledger {
+    store: Arc<dyn Store>,
+    codec: Arc<Codec>,
+    head_key: LockedKey,
+    head: tokio::sync::Mutex<Head>,
+    settled: Mutex<Vec<Record<ChangeRecord>>>,
+    agent: String,
+    generator: Generator,
+}
+
+impl Ledger {
+    /// Writes the first transaction of an empty store: head and `rows`, which
+    /// are plain bytes (meta and slots).
+    ///
+    /// # Errors
+    ///
+    /// When the store is not empty or does not take the transaction.
+    pub async fn create(
+        store: &dyn Store,
+        codec: &Codec,
+        head_key: &LockedKey,
+        rows: Vec<(RowName, Vec<u8>)>,
+        generator: Generator,
+    ) -> Result<(), CommitError> {
+        let mut head = Head::empty();
+        let mut txn = Txn::new().expect(rows::fixed(rows::HEAD), Revision::ABSENT);
+        for (name, bytes) in rows {
+            head.toggle(&codec.element(&name, &bytes));
+            txn = txn.expect(name.clone(), Revision::ABSENT).put(name, bytes);
+        }
+        let sealed = head.seal(codec, head_key, &mut *generator());
+        store.commit(txn.put(rows::fixed(rows::HEAD), sealed)).await.map(drop)
+    }
+
+    /// Opens the ledger of an initialised store.
+    ///
+    /// # Errors
+    ///
+    /// When the head is missing or is not this store's.
+    pub async fn open(
+        store: Arc<dyn Store>,
+        codec: Codec,
+        head_key: LockedKey,
+        agent: String,
+        generator: Generator,
+    ) -> Result<Self, HeadError> {
+        let head = Head::load(&*store, &codec, &head_key).await?;
+        Ok(Self {
+            store,
+            codec: Arc::new(codec),
+            head_key,
+            head: tokio::sync::Mutex::new(head),
+            settled: Mutex::default(),
+            agent,
+            generator,
+        })
+    }
+
+    /// Returns the record codec.
+    pub fn codec(&self) -> &Codec {
+        &self.codec
+    }
+
+    /// Returns the number of transactions that the head counts.
+    pub async fn head_count(&self) -> u64 {
+        self.head.lock().await.count()
+    }
+
+    /// Compares the head with all rows.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn check(&self) -> Result<Integrity, HeadError> {
+        let head = self.head.lock().await;
+        head.check(&*self.store, &self.codec).await
+    }
+
+    /// Reads one record.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read or the row is damaged.
+    pub async fn read<P: Payload>(&self, name: &RowName) -> Result<Option<Record<P>>, LedgerError> {
+        let row = self.store.get(name).await?;
+        Ok(row.map(|row| self.codec.decode(row)).transpose()?)
+    }
+
+    /// Reads all records under a prefix.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read or a row is damaged.
+    pub async fn scan<P: Payload>(&self, prefix: &str) -> Result<Vec<Record<P>>, LedgerError> {
+        let rows = self.scan_rows(prefix).await?;
+        rows.into_iter().map(|row| Ok(self.codec.decode(row)?)).collect()
+    }
+
+    /// Reads all rows under a prefix as they are stored.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn scan_rows(&self, prefix: &str) -> Result<Vec<Row>, ReadError> {
+        let mut rows: Vec<Row> = Vec::new();
+        loop {
+            let after = rows.last().map(|row| row.name.clone());
+            let page = self.store.page_rows(prefix, after.as_ref(), PAGE).await?;
+            let full = page.len() == PAGE;
+            rows.extend(page);
+            if !full {
+                return Ok(rows);
+            }
+        }
+    }
+
+    /// Starts a changeset.
+    pub fn changeset(&self) -> Changeset {
+        Changeset::new(Arc::clone(&self.codec))
+    }
+
+    /// Commits a changeset together with the change's record and the head;
+    /// returns the revision that all its rows have now. When this returns `Ok`
+    /// the change is durable.
+    ///
+    /// # Errors
+    ///
+    /// See [`WriteError`]; except for `Unknown` nothing was written.
+    pub async fn commit(&self, changeset: Changeset, mark: &Mark) -> Result<Revision, WriteError> {
+        let mut changeset = changeset;
+        let settled = self.take_settled();
+        for record in &settled {
+            changeset.delete(record);
+        }
+        let change_row = rows::change(&mark.change);
+        changeset.insert(change_row.clone(), &self.change_record(mark));
+        let mut head = self.head.lock().await;
+        let result = self.commit_over(&mut head, &changeset, &change_row).await;
+        if result.is_err() {
+            self.settled().extend(settled);
+        }
+        result
+    }
+
+    /// Says that a change's outcome is in the audit: a later transaction
+    /// removes its record.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn settle(&self, change: &ChangeId) -> Result<(), LedgerError> {
+        if let Some(record) = self.read(&rows::change(change)).await? {
+            self.settled().push(record);
+        }
+        Ok(())
+    }
+
+    /// Says whether a change's transaction happened.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn happened(&self, change: &ChangeId) -> Result<bool, LedgerError> {
+        Ok(self.read::<ChangeRecord>(&rows::change(change)).await?.is_some())
+    }
+
+    async fn commit_over(
+        &self,
+        head: &mut Head,
+        changeset: &Changeset,
+        change_row: &RowName,
+    ) -> Result<Revision, WriteError> {
+        for _ in 0..HEAD_ATTEMPTS {
+            let mut next = head.next();
+            changeset.toggle_elements(&mut next, &self.codec);
+            let sealed = next.seal(&self.codec, &self.head_key, &mut *(self.generator)());
+            let name = rows::fixed(rows::HEAD);
+            let txn = changeset.txn().expect(name.clone(), head.row_revision()).put(name, sealed);
+            match self.store.commit(txn).await {
+                Ok(revision) => {
+                    next.set_row_revision(revision);
+                    *head = next;
+                    return Ok(revision);
+                }
+                Err(CommitError::Conflict) => {
+                    let now = Head::load(&*self.store, &self.codec, &self.head_key).await?;
+                    if now.row_revision() == head.row_revision() {
+                        return Err(WriteError::Conflict);
+                    }
+                    *head = now;
+                }
+                Err(error @ CommitError::Unknown(_)) => {
+                    return self.clear_up(head, change_row, error).await;
+                }
+                Err(error) => return Err(WriteError::NotApplied(error)),
+            }
+        }
+        Err(WriteError::Conflict)
+    }
+
+    /// After a lost reply: the change's own record says whether it happened.
+    async fn clear_up(
+        &self,
+        head: &mut Head,
+        change_row: &RowName,
+        error: CommitError,
+    ) -> Result<Revision, WriteError> {
+        let found = match self.store.get(change_row).await {
+            Ok(found) => found,
+            Err(_) => return Err(WriteError::Unknown(error)),
+        };
+        *head = Head::load(&*self.store, &self.codec, &self.head_key).await?;
+        match found {
+            Some(row) => Ok(row.revision),
+            None => Err(WriteError::NotApplied(error)),
+        }
+    }
+
+    fn change_record(&self, mark: &Mark) -> ChangeRecord {
+        ChangeRecord {
+            change: mark.change.as_bytes().to_vec(),
+            audit_seq: mark.intent.seq,
+            intent: mark.intent.hash.to_vec(),
+            agent: self.agent.clone(),
+        }
+    }
+
+    fn take_settled(&self) -> Vec<Record<ChangeRecord>> {
+        let mut settled = self.settled();
+        let keep = settled.len().saturating_sub(SETTLED_PER_COMMIT);
+        settled.split_off(keep)
+    }
+
+    fn settled(&self) -> std::sync::MutexGuard<'_, Vec<Record<ChangeRecord>>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Seals under the head key: the head is a sealed blob of its own kind.
+fn seal_with(
+    key: &LockedKey,
+    context: &SealContext<'_>,
+    plaintext: &[u8],
+    rng: &mut dyn rand_core::CryptoRng,
+) -> Vec<u8> {
+    sealed::seal(&SealKey::from_bytes(&mut key.expose_secret().clone()), context, plaintext, rng)
+}
+
+/// The context of the head's sealed blob.
+fn head_context(codec: &Codec, epoch: u32) -> SealContext<'static> {
+    SealContext { store: codec.store(), row: rows::HEAD.as_bytes(), kind: Kind::Head, epoch }
+}

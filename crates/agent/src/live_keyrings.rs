@@ -1,0 +1,324 @@
+//! The keyrings in memory: immutable snapshots, one writer, no lock and no
+//! store on the way of a call.
+//!
+//! This is the only module that holds the store key, and the only place where
+//! data plane and control plane meet. Each function takes a permit and the
+//! cluster from it, never as an argument. KEKs stay sealed in a snapshot; a
+//! call opens the one it needs, uses it and wipes it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use fleet_kms_keyring::sealed::{self, Kind, SealContext};
+use fleet_kms_keyring::wrapped_dek::{self, Header, WrapError as DekError, WrappedDek};
+use fleet_kms_keyring::{ClusterId, Kek, KeyId, Keyring, State, UnwrapRefused, Version, WrapRefused};
+use fleet_kms_seal::StoreKey;
+use fleet_kms_store::{Revision, RowName};
+use zeroize::Zeroizing;
+
+use crate::authz::{Action, FleetPermit, Permit, actions};
+use crate::ledger::Generator;
+use crate::records::rows;
+
+mod load;
+
+pub use load::{LoadError, Reloaded};
+
+/// A KEK as it is stored: sealed under the store key, bound to its row.
+#[derive(Debug, Clone)]
+pub struct SealedKek {
+    /// The row that it is bound to.
+    pub row: RowName,
+    /// The sealed blob.
+    pub bytes: Vec<u8>,
+}
+
+/// One cluster's keyring at one revision. Never changed, only replaced.
+pub struct Snapshot {
+    /// The keyring record's revision.
+    pub revision: Revision,
+    /// Versions and states.
+    pub keyring: Keyring,
+    /// The KEKs of every version that is not destroyed.
+    pub keks: HashMap<Version, SealedKek>,
+}
+
+/// One cluster in memory.
+pub struct LiveCluster {
+    snapshot: ArcSwap<Snapshot>,
+    reread: load::Reread,
+}
+
+/// A DEK, wrapped.
+#[derive(Debug)]
+pub struct Wrapped {
+    /// The wrapped DEK.
+    pub bytes: Vec<u8>,
+    /// Under which version.
+    pub header: Header,
+}
+
+/// A DEK, unwrapped.
+pub struct Unwrapped {
+    /// The DEK.
+    pub dek: Zeroizing<Vec<u8>>,
+    /// Under which version it was wrapped.
+    pub version: Version,
+    /// It was wrapped under what this store thinks is still to come: the store
+    /// is older than the data.
+    pub under_next: bool,
+}
+
+/// Why a DEK was not wrapped.
+#[derive(Debug, thiserror::Error)]
+pub enum WrapError {
+    /// Empty, or longer than [`wrapped_dek::MAX_DEK`].
+    #[error(transparent)]
+    Dek(#[from] DekError),
+    /// The version cannot be used.
+    #[error(transparent)]
+    Version(#[from] WrapRefused),
+    /// The keys cannot be used at all.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+}
+
+/// Why the keys of a cluster cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeysError {
+    /// `kms-agent lock` wiped the store key.
+    #[error("the agent is locked; unlock it by a restart")]
+    Locked,
+    /// The cluster was removed, or this agent has not seen it yet.
+    #[error("the cluster is not known to this agent")]
+    UnknownCluster,
+    /// A stored KEK does not open.
+    #[error("a stored key does not open: the store is damaged; see the agent's log")]
+    Damaged,
+}
+
+/// Why a wrapped DEK was not unwrapped. Told apart in the audit; the caller
+/// reads one text for all but the last three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UnwrapError {
+    /// Not a wrapped DEK of a known format.
+    #[error("malformed")]
+    Malformed,
+    /// No version of the caller's cluster has this key id.
+    #[error("unknown key id")]
+    UnknownKey,
+    /// Another cluster of this fleet has this key id.
+    #[error("another cluster's key id")]
+    Foreign,
+    /// The header is ours, the rest does not open.
+    #[error("altered")]
+    Altered,
+    /// An operator disabled the version.
+    #[error("version disabled")]
+    Disabled,
+    /// The version is destroyed.
+    #[error("version destroyed")]
+    Destroyed,
+    /// The keys cannot be used at all.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+}
+
+/// Actions that make KEKs.
+pub trait MakesKeks: Action {}
+impl MakesKeks for actions::ClusterCreate {}
+impl MakesKeks for actions::KeyRotate {}
+impl MakesKeks for actions::ScheduledRotation {}
+
+/// All keyrings of the store.
+pub struct LiveKeyrings {
+    store_key: ArcSwapOption<StoreKey>,
+    clusters: ArcSwap<HashMap<ClusterId, Arc<LiveCluster>>>,
+    generator: Generator,
+}
+
+impl LiveKeyrings {
+    /// Wraps a DEK under the cluster's active version, or under the named one
+    /// if it was active within the last five minutes.
+    ///
+    /// # Errors
+    ///
+    /// See [`WrapError`].
+    pub fn wrap(
+        &self,
+        permit: &Permit<actions::Wrap>,
+        named: Option<&KeyId>,
+        dek: &[u8],
+        now: SystemTime,
+    ) -> Result<Wrapped, WrapError> {
+        let snapshot = self.snapshot(permit.cluster())?;
+        let version = snapshot.keyring.for_wrap(named, now)?;
+        let header = Header { version: version.version, key_id: version.key_id };
+        let kek = self.open(&snapshot, header.version)?;
+        let bytes = wrapped_dek::wrap(&kek, header, &permit.cluster(), dek, &mut *(self.generator)())?;
+        Ok(Wrapped { bytes, header })
+    }
+
+    /// Unwraps a DEK.
+    ///
+    /// # Errors
+    ///
+    /// See [`UnwrapError`]. After `UnknownKey` the caller reads the store
+    /// again by [`Self::refresh`] and tries once more.
+    pub fn unwrap(&self, permit: &Permit<actions::Unwrap>, wrapped: &[u8]) -> Result<Unwrapped, UnwrapError> {
+        let snapshot = self.snapshot(permit.cluster())?;
+        let wrapped = WrappedDek::parse(wrapped).map_err(|_| UnwrapError::Malformed)?;
+        let version = snapshot.keyring.for_unwrap(&wrapped.header()).map_err(|refused| match refused {
+            UnwrapRefused::UnknownKeyId => self.unknown(&wrapped.header().key_id),
+            UnwrapRefused::VersionMismatch => UnwrapError::Altered,
+            UnwrapRefused::Disabled { .. } => UnwrapError::Disabled,
+            UnwrapRefused::Destroyed { .. } => UnwrapError::Destroyed,
+        })?;
+        let kek = self.open(&snapshot, version.version)?;
+        let dek = wrapped_dek::unwrap(&kek, &permit.cluster(), &wrapped).map_err(|_| UnwrapError::Altered)?;
+        Ok(Unwrapped { dek, version: version.version, under_next: version.state == State::Next })
+    }
+
+    /// Returns the active version.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster is unknown.
+    pub fn active(&self, permit: &Permit<actions::Status>) -> Result<Header, KeysError> {
+        let snapshot = self.snapshot(permit.cluster())?;
+        let active = snapshot.keyring.active();
+        Ok(Header { version: active.version, key_id: active.key_id })
+    }
+
+    /// Makes the KEK of a version and seals it; the caller stores it. It is
+    /// used by nobody before [`Self::publish`].
+    ///
+    /// # Errors
+    ///
+    /// When the agent is locked.
+    pub fn make_kek<A: MakesKeks>(
+        &self,
+        permit: &Permit<A>,
+        version: Version,
+    ) -> Result<SealedKek, KeysError> {
+        let store_key = self.store_key.load_full().ok_or(KeysError::Locked)?;
+        let row = rows::kek(&permit.cluster(), version);
+        let mut rng = (self.generator)();
+        let kek = Kek::generate(&mut *rng);
+        let context = context(&store_key, &row, Kind::Kek, store_key.epoch());
+        let bytes = sealed::seal_kek(&store_key.seal_key(), &context, &kek, &mut *rng);
+        Ok(SealedKek { row, bytes })
+    }
+
+    /// Makes a committed snapshot visible to the next call. Called only after
+    /// the transaction is durable.
+    pub fn publish(&self, cluster: ClusterId, snapshot: Snapshot) {
+        if let Some(live) = self.clusters.load().get(&cluster) {
+            live.replace(snapshot);
+            return;
+        }
+        let live = Arc::new(LiveCluster::new(snapshot));
+        self.clusters.rcu(|clusters| {
+            let mut clusters = HashMap::clone(clusters);
+            clusters.entry(cluster).or_insert_with(|| Arc::clone(&live));
+            clusters
+        });
+    }
+
+    /// Opens a CA's private key.
+    ///
+    /// # Errors
+    ///
+    /// When the agent is locked or the row is damaged.
+    pub fn open_ca_key(
+        &self,
+        _permit: &FleetPermit<actions::Authority>,
+        row: &RowName,
+        bytes: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, KeysError> {
+        let store_key = self.store_key.load_full().ok_or(KeysError::Locked)?;
+        let epoch = sealed::epoch_of(bytes).map_err(|_| KeysError::Damaged)?;
+        sealed::open(&store_key.seal_key(), &context(&store_key, row, Kind::CaKey, epoch), bytes)
+            .map_err(|_| KeysError::Damaged)
+    }
+
+    /// Seals a CA's private key for its row.
+    ///
+    /// # Errors
+    ///
+    /// When the agent is locked.
+    pub fn seal_ca_key(
+        &self,
+        _permit: &FleetPermit<actions::Authority>,
+        row: &RowName,
+        key: &[u8],
+    ) -> Result<Vec<u8>, KeysError> {
+        let store_key = self.store_key.load_full().ok_or(KeysError::Locked)?;
+        let context = context(&store_key, row, Kind::CaKey, store_key.epoch());
+        Ok(sealed::seal(&store_key.seal_key(), &context, key, &mut *(self.generator)()))
+    }
+
+    /// Wipes the store key. No key is usable from the next call on.
+    pub fn lock(&self) {
+        self.store_key.store(None);
+    }
+
+    /// Says whether the store key was wiped.
+    pub fn is_locked(&self) -> bool {
+        self.store_key.load().is_none()
+    }
+
+    /// Returns every cluster's keyring: versions and states, no key.
+    pub fn keyrings(&self) -> Vec<(ClusterId, Arc<Snapshot>)> {
+        self.clusters.load().iter().map(|(id, live)| (*id, live.snapshot.load_full())).collect()
+    }
+
+    /// Returns one cluster's keyring: versions and states, no key.
+    pub fn keyring(&self, cluster: &ClusterId) -> Option<Arc<Snapshot>> {
+        self.clusters.load().get(cluster).map(|live| live.snapshot.load_full())
+    }
+
+    fn snapshot(&self, cluster: ClusterId) -> Result<Arc<Snapshot>, KeysError> {
+        self.keyring(&cluster).ok_or(KeysError::UnknownCluster)
+    }
+
+    fn open(&self, snapshot: &Snapshot, version: Version) -> Result<Kek, KeysError> {
+        let store_key = self.store_key.load();
+        let store_key = store_key.as_deref().ok_or(KeysError::Locked)?;
+        let kek = snapshot.keks.get(&version).ok_or(KeysError::Damaged)?;
+        open_kek(store_key, kek)
+    }
+
+    /// Tells another cluster's key id from one that nobody has, for the audit.
+    fn unknown(&self, key_id: &KeyId) -> UnwrapError {
+        let clusters = self.clusters.load();
+        let known = clusters.values().any(|live| live.snapshot.load().keyring.by_key_id(key_id).is_some());
+        if known { UnwrapError::Foreign } else { UnwrapError::UnknownKey }
+    }
+}
+
+impl LiveCluster {
+    fn new(snapshot: Snapshot) -> Self {
+        Self { snapshot: ArcSwap::from_pointee(snapshot), reread: load::Reread::default() }
+    }
+
+    /// Takes a snapshot unless it is older than the one there.
+    fn replace(&self, snapshot: Snapshot) {
+        let snapshot = Arc::new(snapshot);
+        self.snapshot.rcu(|current| {
+            Arc::clone(if current.revision < snapshot.revision { &snapshot } else { current })
+        });
+    }
+}
+
+fn open_kek(store_key: &StoreKey, kek: &SealedKek) -> Result<Kek, KeysError> {
+    let epoch = sealed::epoch_of(&kek.bytes).map_err(|_| KeysError::Damaged)?;
+    let context = context(store_key, &kek.row, Kind::Kek, epoch);
+    sealed::open_kek(&store_key.seal_key(), &context, &kek.bytes).map_err(|_| KeysError::Damaged)
+}
+
+fn context<'a>(store_key: &StoreKey, row: &'a RowName, kind: Kind, epoch: u32) -> SealContext<'a> {
+    SealContext { store: store_key.store(), row: row.as_bytes(), kind, epoch }
+}

@@ -1,0 +1,40 @@
+//! The agent's metrics. Label sets are closed; `docs/metrics.md` has one line
+//! for each series.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of a data call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallLabels {
+    operation: &'static str,
+    outcome: &'static str,
+}
+
+/// All metrics of the agent that are counted as things happen.
+pub struct Metrics {
+    calls: Family<CallLabels, Histogram, fn() -> Histogram>,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        // 25 µs to 0.8 s: a wrap takes microseconds, a deadline three seconds.
+        let calls = Family::<CallLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.000_025, 2.0, 16))
+        });
+        let help = "Time to answer a data call, by operation and outcome";
+        registry.register_with_unit("fleet_kms_agent_call_duration", help, Unit::Seconds, calls.clone());
+        Self { calls }
+    }
+
+    /// Counts one data call.
+    pub fn call(&self, operation: &'static str, outcome: &'static str, elapsed: Duration) {
+        let labels = CallLabels { operation, outcome };
+        self.calls.get_or_create(&labels).observe(elapsed.as_secs_f64());
+    }
+}

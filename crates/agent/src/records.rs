@@ -1,0 +1,184 @@
+//! Records: the only codec between what the agent knows and what the store
+//! keeps.
+//!
+//! `docs/store-format.md` has every row and layout. A record is authenticated,
+//! not secret; what is secret is sealed (`fleet_kms_keyring::sealed`) and never
+//! passes through here. Nothing here decides anything.
+
+use std::sync::Arc;
+
+use fleet_kms_keyring::StoreId;
+use fleet_kms_seal::LockedKey;
+use fleet_kms_store::{Revision, Row, RowName};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+pub mod keyring;
+pub mod payload;
+pub mod rows;
+
+/// The format of every record that this release writes.
+pub const FORMAT: u8 = 1;
+
+const HEADER: usize = 1 + 4 + 8;
+const TAG: usize = 32;
+const RECORD_CONTEXT: &[u8] = b"fleet-kms/record/1";
+const ELEMENT_CONTEXT: &[u8] = b"fleet-kms/row/1";
+
+/// The payload of one kind of record.
+pub trait Payload: prost::Message + Default + Clone {
+    /// What an operator reads when such a record is damaged.
+    const WHAT: &'static str;
+}
+
+/// A record read from the store, or about to be written.
+#[derive(Debug, Clone)]
+pub struct Record<P> {
+    /// The row it lives in.
+    pub row: RowName,
+    /// The row's revision, zero before the first write.
+    pub revision: Revision,
+    /// Rises with each write of this row.
+    pub seq: u64,
+    /// The contents.
+    pub payload: P,
+    /// The bytes as stored, which the head's set hash covers.
+    pub(crate) stored: Vec<u8>,
+}
+
+/// Why a row's bytes are not a record of ours.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Shorter than header and tag.
+    #[error("{what} in row {row} is cut short: {length} bytes")]
+    Short { row: String, what: &'static str, length: usize },
+    /// Written by a later release.
+    #[error(
+        "{what} in row {row} has format {format}, this release knows up to {FORMAT}; run the release that wrote it"
+    )]
+    Newer { row: String, what: &'static str, format: u8 },
+    /// The epoch's key is not loaded.
+    #[error("{what} in row {row} is of epoch {epoch}, whose store key is not open")]
+    Epoch { row: String, what: &'static str, epoch: u32 },
+    /// Edited, moved here from another row, or of another store.
+    #[error(
+        "{what} in row {row} fails authentication: it was edited, or moved from another row or store; restore a backup"
+    )]
+    Tag { row: String, what: &'static str },
+    /// Authentic, yet not a payload of this kind.
+    #[error("{what} in row {row} does not decode")]
+    Payload {
+        row: String,
+        what: &'static str,
+        #[source]
+        source: prost::DecodeError,
+    },
+}
+
+/// The MAC keys of the open epochs.
+pub struct Codec {
+    store: StoreId,
+    epochs: Vec<(u32, Arc<LockedKey>)>,
+}
+
+impl Codec {
+    /// Makes a codec that writes under `epoch`.
+    pub fn new(store: StoreId, epoch: u32, mac: LockedKey) -> Self {
+        Self { store, epochs: vec![(epoch, Arc::new(mac))] }
+    }
+
+    /// Returns the store's id.
+    pub fn store(&self) -> StoreId {
+        self.store
+    }
+
+    /// Returns the epoch that new records are written under.
+    pub fn epoch(&self) -> u32 {
+        self.epochs.first().map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// Returns a codec that writes under `epoch` and still reads the epochs
+    /// of this one: the state of a store-key rotation.
+    pub fn with_newer(&self, epoch: u32, mac: LockedKey) -> Self {
+        let mut epochs = vec![(epoch, Arc::new(mac))];
+        epochs.extend(self.epochs.iter().cloned());
+        Self { store: self.store, epochs }
+    }
+
+    /// Encodes a record for `row`: header ‖ payload ‖ tag.
+    pub fn encode<P: Payload>(&self, row: &RowName, seq: u64, payload: &P) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER + payload.encoded_len() + TAG);
+        bytes.push(FORMAT);
+        bytes.extend_from_slice(&self.epoch().to_be_bytes());
+        bytes.extend_from_slice(&seq.to_be_bytes());
+        payload.encode_raw(&mut bytes);
+        let tag = self.record_mac(self.epoch(), row, &bytes).map(|mac| mac.finalize().into_bytes());
+        bytes.extend_from_slice(&tag.expect("the writing epoch is always open"));
+        bytes
+    }
+
+    /// Authenticates and decodes what `row` holds.
+    ///
+    /// # Errors
+    ///
+    /// When the bytes are not what this store wrote to this row; see
+    /// [`RecordError`].
+    pub fn decode<P: Payload>(&self, row: Row) -> Result<Record<P>, RecordError> {
+        let name = || row.name.as_str().to_owned();
+        let what = P::WHAT;
+        let (body, tag) = row
+            .bytes
+            .split_last_chunk::<TAG>()
+            .filter(|(body, _)| body.len() >= HEADER)
+            .ok_or_else(|| RecordError::Short { row: name(), what, length: row.bytes.len() })?;
+        let (header, payload) = body.split_first_chunk::<HEADER>().expect("checked above");
+        let [format, e0, e1, e2, e3, seq @ ..] = *header;
+        if format != FORMAT {
+            return Err(RecordError::Newer { row: name(), what, format });
+        }
+        let epoch = u32::from_be_bytes([e0, e1, e2, e3]);
+        let mac = self.record_mac(epoch, &row.name, body).ok_or_else(|| RecordError::Epoch {
+            row: name(),
+            what,
+            epoch,
+        })?;
+        mac.verify_slice(tag).map_err(|_| RecordError::Tag { row: name(), what })?;
+        let payload =
+            P::decode(payload).map_err(|source| RecordError::Payload { row: name(), what, source })?;
+        let seq = u64::from_be_bytes(seq);
+        Ok(Record { row: row.name, revision: row.revision, seq, payload, stored: row.bytes })
+    }
+
+    /// Returns a row's element of the head's set hash: a PRF of name and bytes
+    /// under the MAC key of the writing epoch.
+    pub fn element(&self, row: &RowName, stored: &[u8]) -> [u8; 32] {
+        let mut mac = self.mac(self.epoch()).expect("the writing epoch is always open");
+        mac.update(ELEMENT_CONTEXT);
+        mac.update(self.store.as_bytes());
+        update_name(&mut mac, row);
+        mac.update(stored);
+        mac.finalize().into_bytes().into()
+    }
+
+    fn record_mac(&self, epoch: u32, row: &RowName, body: &[u8]) -> Option<Hmac<Sha256>> {
+        let mut mac = self.mac(epoch)?;
+        mac.update(RECORD_CONTEXT);
+        mac.update(self.store.as_bytes());
+        update_name(&mut mac, row);
+        mac.update(body);
+        Some(mac)
+    }
+
+    fn mac(&self, epoch: u32) -> Option<Hmac<Sha256>> {
+        let (_, key) = self.epochs.iter().find(|(known, _)| *known == epoch)?;
+        Some(Hmac::new_from_slice(key.expose_secret()).expect("HMAC takes keys of any length"))
+    }
+}
+
+/// A row name in a MAC or AAD: u16 length ‖ bytes.
+fn update_name(mac: &mut Hmac<Sha256>, row: &RowName) {
+    let name = row.as_bytes();
+    let length = u16::try_from(name.len()).expect("a row name has at most 255 bytes");
+    mac.update(&length.to_be_bytes());
+    mac.update(name);
+}
