@@ -11,9 +11,10 @@
 mod support;
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fleet_kms_proto::{v1beta1, v2};
+use tokio::time::Instant;
 use tonic::{Code, Request, Status};
 
 use support::agent::{Agent, Brain, Mood, key_id};
