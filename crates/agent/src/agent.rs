@@ -152,12 +152,27 @@ impl Agent {
         generator: Generator,
     ) -> Result<Self, OpenError> {
         let name = config.name.as_str();
-        let Storage { ledger, store_key } =
-            storage::open(&config.store, &config.root, name, generator).await?;
+        let storage = storage::open(&config.store, &config.root, name, generator).await?;
+        Self::over(storage, config, registry, (clock, monotonic), generator).await
+    }
+
+    /// As [`Self::open`], over a store that is open already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub async fn over(
+        storage: Storage,
+        config: &Config,
+        registry: &mut Registry,
+        (clock, monotonic): (Clock, fn() -> Instant),
+        generator: Generator,
+    ) -> Result<Self, OpenError> {
+        let Storage { ledger, store_keys, slot } = storage;
         let unconfirmed = find_out_if_confirmed(&ledger, config).await?;
         let (log, data_log) = open_audit(config, &clock)?;
         let witness = Witness::new(&config.audit);
-        let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_key, generator).await?;
+        let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         let keyrings = Arc::new(keyrings);
         let identities = Arc::new(LiveIdentities::load(&ledger).await?);
         let clusters = Arc::new(Clusters::load(&ledger).await?);

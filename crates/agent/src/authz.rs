@@ -241,6 +241,23 @@ pub mod internal {
         Permit::new(cluster, "agent".into())
     }
 
+    /// The agent makes a cluster's keys anew after a restore, or because the
+    /// store turned out to be an old copy.
+    pub fn recovery(cluster: ClusterId) -> Permit<actions::Recovery> {
+        Permit::new(cluster, "recovery".into())
+    }
+
+    /// The agent backs its store up and looks whether the copy opens.
+    pub fn backup() -> FleetPermit<actions::Backup> {
+        FleetPermit { who: "backup".into(), scope: Scope::All, action: PhantomData }
+    }
+
+    /// Somebody on the agent's host, as root or as the agent's user, works on
+    /// the root slots.
+    pub fn slots() -> FleetPermit<actions::Slots> {
+        FleetPermit { who: "host".into(), scope: Scope::All, action: PhantomData }
+    }
+
     /// The agent opens and seals the private keys of its CAs.
     pub fn authority() -> FleetPermit<actions::Authority> {
         FleetPermit { who: "agent".into(), scope: Scope::All, action: PhantomData }

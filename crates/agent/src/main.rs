@@ -30,6 +30,9 @@ enum Command {
         /// The directory that gets the admin's key, certificate and kmsctl context.
         #[arg(long, default_value = "/etc/fleet-kms/admin")]
         admin_directory: PathBuf,
+        /// Make no second root slot with a recovery passphrase.
+        #[arg(long)]
+        single_slot: bool,
     },
     /// Serve.
     Run {
@@ -80,9 +83,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Init { config, admin, admin_directory } => {
+        Command::Init { config, admin, admin_directory, single_slot } => {
             let config = config.load()?;
-            let options = init::Options { admin, admin_directory };
+            let options = init::Options { admin, admin_directory, single_slot };
             let done = block_on(init::run(&config, &options, serve::clock(), generator))?;
             let done = done.map_err(|error| Failure { code: error.exit_code(), text: chain(&error) })?;
             println!("{done}");

@@ -119,7 +119,7 @@ impl Listeners {
 /// file to read.
 fn plan(config: &Config) -> Plan {
     let store = config.store.parent().map(PathBuf::from);
-    let root = config.root.parent().map(PathBuf::from);
+    let root = config.root.directory();
     Plan {
         read: root.into_iter().collect(),
         write: store.into_iter().chain([config.audit.clone()]).collect(),
