@@ -6,6 +6,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use fleet_kms_audit::{ChangeLog, DataLog};
 use fleet_kms_identity::{KeyPair, KeyPairError, Serial, SpiffeId, Subject};
+use fleet_kms_keyring::SlotId;
 use fleet_kms_process::exit;
 use fleet_kms_transport::{Clock, LiveIdentity, LiveIdentityError, Roots, RootsError};
 use prometheus_client::registry::Registry;
@@ -13,6 +14,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::answer::Answers;
 use crate::authz::{Policy, internal};
+use crate::backup::Backups;
 use crate::bulletin::Bulletin;
 use crate::ca::{self, Authorities, SignError};
 use crate::changes::{Changes, Unconfirmed};
@@ -26,6 +28,7 @@ use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
+use crate::rolled_back::RolledBack;
 use crate::storage::{self, Storage, StorageError};
 use crate::witness::Witness;
 
@@ -131,6 +134,12 @@ pub struct Agent {
     pub own: OwnCertificate,
     /// The roots that callers chain to.
     pub roots: Arc<Roots>,
+    /// Makes backups.
+    pub backups: Arc<Backups>,
+    /// Raises the alarm when the store turns out to be an old copy.
+    pub rolled_back: Arc<RolledBack>,
+    /// The root slot that opened the store.
+    pub slot: SlotId,
     /// KEKs that do not open.
     pub damaged: usize,
     ledger: Arc<Ledger>,
@@ -191,6 +200,14 @@ impl Agent {
         let authorities = Arc::new(ArcSwap::from_pointee(authorities));
         let issuer =
             Issuer::new(Arc::clone(&changes), authorities, Arc::clone(&identities), generator, MAX_OFFLINE);
+        let backups = Backups::load(
+            config.store.clone(),
+            config.backup.clone(),
+            Arc::clone(&changes),
+            Arc::clone(&keyrings),
+        )
+        .await?;
+        let backups = Arc::new(backups);
         let control_plane = ControlPlane::new(
             Arc::clone(&changes),
             Arc::clone(&keyrings),
@@ -198,6 +215,9 @@ impl Agent {
             config.rotation,
             generator,
         );
+        let control_plane = Arc::new(control_plane.with_backups(Arc::clone(&backups)));
+        let rolled_back =
+            RolledBack::new(Arc::clone(&changes), Arc::clone(&control_plane), Arc::clone(&clusters));
         Ok(Self {
             policy: Arc::new(Policy::new(Arc::clone(&identities))),
             keyrings,
@@ -205,7 +225,10 @@ impl Agent {
             clusters,
             nodes: Arc::default(),
             changes,
-            control_plane: Arc::new(control_plane),
+            control_plane,
+            backups,
+            rolled_back: Arc::new(rolled_back),
+            slot,
             issuer: Arc::new(issuer),
             data_log: Arc::new(data_log),
             bulletin: Arc::new(bulletin),
@@ -222,7 +245,7 @@ impl Agent {
     /// Makes the service of the data port.
     pub fn data_plane(&self) -> DataPlaneService {
         let answers = Answers::new(
-            Arc::clone(&self.policy),
+            (Arc::clone(&self.policy), Arc::clone(&self.issuer)),
             Arc::clone(&self.data_log),
             Arc::clone(&self.metrics),
             Arc::clone(&self.clock),
@@ -234,6 +257,7 @@ impl Agent {
             Arc::clone(&self.ledger),
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
+            Arc::clone(&self.rolled_back),
             self.monotonic,
         )
     }

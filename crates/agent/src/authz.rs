@@ -122,6 +122,12 @@ pub enum Denied {
 }
 
 impl Denied {
+    /// Says whether a restore may be the reason: the store has forgotten what
+    /// it issued since its backup.
+    pub fn may_be_forgotten(self) -> bool {
+        matches!(self, Self::UnknownIdentity | Self::Superseded)
+    }
+
     /// Returns the closed metric and audit label.
     pub fn label(self) -> &'static str {
         match self {

@@ -30,6 +30,10 @@ pub mod rotation;
 pub mod changes;
 pub mod trail;
 pub mod backup;
+pub mod recovery;
+pub mod bans;
+pub mod restored;
+pub mod rolled_back;
 
 pub mod bulletin;
 pub mod clusters;

@@ -46,6 +46,13 @@ pub struct Record<P> {
     pub(crate) stored: Vec<u8>,
 }
 
+impl<P> Record<P> {
+    /// A record that is about to be written for the first time.
+    pub(crate) fn new(row: RowName, payload: P) -> Self {
+        Self { row, revision: Revision::ABSENT, seq: 1, payload, stored: Vec::new() }
+    }
+}
+
 /// Why a row's bytes are not a record of ours.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {

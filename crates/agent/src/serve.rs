@@ -31,7 +31,7 @@ use crate::enrolment::issue::agent_certificate_due;
 use crate::errors::chain;
 use crate::ledger::{Generator, HeadError, Integrity};
 use crate::storage::{self, StorageError};
-use crate::{admin, ops, rotation};
+use crate::{admin, backup, ops, rotation};
 
 /// The largest request of the data port: a batch of wrapped DEKs.
 const MAX_DATA_REQUEST: usize = 1 << 20;
@@ -120,9 +120,10 @@ impl Listeners {
 fn plan(config: &Config) -> Plan {
     let store = config.store.parent().map(PathBuf::from);
     let root = config.root.directory();
+    let backups = config.backup.as_ref().map(|backup| backup.directory.clone());
     Plan {
         read: root.into_iter().collect(),
-        write: store.into_iter().chain([config.audit.clone()]).collect(),
+        write: store.into_iter().chain([config.audit.clone()]).chain(backups).collect(),
         ..Plan::default()
     }
 }
@@ -212,6 +213,7 @@ fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, stop: &CancellationToken)
         (clocks::now as fn() -> SystemTime, clocks::monotonic),
         stop.clone(),
     ));
+    tasks.spawn(backup::run(Arc::clone(&agent.backups), stop.clone()));
     let renewing = Arc::clone(agent);
     tasks.spawn(every(OWN_CERTIFICATE_EVERY, stop.clone(), move || renew_own(&renewing)));
     let flushing = Arc::clone(agent);

@@ -25,6 +25,7 @@ use crate::times::{from_ms, to_ms};
 
 mod direct;
 mod join;
+mod readopt;
 mod renew;
 
 pub use direct::{Bundle, DirectError, agent_certificate_due};
