@@ -134,8 +134,7 @@ impl Authorities {
         let not_after = whole_seconds(wanted.min(self.issuing.not_after));
         let spki = SubjectPublicKeyInfo::from_der(spki).map_err(SignError::PublicKey)?;
         let params = leaf::params(id, serial, self.issuing.not_before, not_after)?;
-        let certificate =
-            self.key.sign_certificate(&self.issuing.certificate, &params, &spki)?;
+        let certificate = self.key.sign_certificate(&self.issuing.certificate, &params, &spki)?;
         let mut chain = vec![certificate];
         chain.extend(self.issuers());
         Ok(Leaf { chain, not_after })
@@ -158,3 +157,6 @@ impl Authorities {
         self.key.open()?.sign(&message).map_err(SignError::Sign)
     }
 }
+
+#[cfg(test)]
+mod tests;

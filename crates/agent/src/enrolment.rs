@@ -24,11 +24,10 @@ use crate::times::to_ms;
 mod audit_trail;
 pub mod issue;
 pub mod limits;
-mod node_names;
+pub mod node_names;
 mod status;
 pub mod tokens;
 
-pub use node_names::{CidrError, PatternError};
 pub use status::EnrolmentError;
 
 use issue::{Certified, EnrolError, Issuer, Join, RenewError};
@@ -175,5 +174,7 @@ fn address<T>(request: &Request<T>) -> Result<IpAddr, EnrolmentError> {
     Ok(peer.address.ip())
 }
 
+#[cfg(test)]
+pub(crate) mod rig;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use fleet_kms_identity::{Serial, SpiffeId, Subject};
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber};
+use rcgen::{
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType, SerialNumber,
+};
 
 use super::SignError;
 use super::generation::{distinguished_name, to_x509};
@@ -26,7 +28,9 @@ pub fn life(subject: &Subject) -> Duration {
 /// Only agents may serve: any other leaf with serverAuth could pose as one.
 fn extended_key_usages(subject: &Subject) -> Vec<ExtendedKeyUsagePurpose> {
     match subject {
-        Subject::Agent { .. } => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+        Subject::Agent { .. } => {
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+        }
         Subject::Node { .. } | Subject::Worker { .. } | Subject::Admin { .. } => {
             vec![ExtendedKeyUsagePurpose::ClientAuth]
         }

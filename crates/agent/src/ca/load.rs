@@ -20,7 +20,12 @@ pub enum LoadError {
     Ledger(#[from] LedgerError),
     /// A generation that must be there is not, or is there twice.
     #[error("the store has {found} active {kind} CAs instead of one; restore a backup")]
-    Active { kind: &'static str, found: usize },
+    Active {
+        /// Root or issuing.
+        kind: &'static str,
+        /// How many are there.
+        found: usize,
+    },
     /// The sealed private key's row is missing.
     #[error("the store has no private key for the active issuing CA; restore a backup")]
     NoKey,
@@ -110,8 +115,7 @@ fn trusted(active: &AuthorityRecord, roots: &[Record<AuthorityRecord>]) -> Vec<V
 }
 
 fn authority(kind: &'static str, record: &AuthorityRecord) -> Result<Authority, LoadError> {
-    let (not_before, not_after) =
-        validity(&record.certificate).map_err(|_| LoadError::Certificate(kind))?;
+    let (not_before, not_after) = validity(&record.certificate).map_err(|_| LoadError::Certificate(kind))?;
     Ok(Authority {
         certificate: record.certificate.clone(),
         cross_signed: (!record.cross_signed.is_empty()).then(|| record.cross_signed.clone()),

@@ -5,7 +5,6 @@
 //! row and open nothing.
 
 use data_encoding::HEXLOWER;
-use fleet_kms_audit::{Event, Intent};
 use fleet_kms_identity::{Certificate, Serial, SpiffeId};
 use fleet_kms_keyring::ClusterId;
 
@@ -13,15 +12,21 @@ use super::issue::{EnrolError, Join, RenewError, RenewRefused};
 use super::limits::Limited;
 use crate::authz::Denied;
 use crate::records::payload::TokenRecord;
+use crate::trail::{Event, Intent};
 
 /// Who asks before it has an identity.
 const NOBODY: &str = "nobody";
 /// Who promotes what it has seen in use.
 const AGENT: &str = "agent";
 
-pub(super) fn token_create(who: &str, cluster: ClusterId, hash: &[u8; 32], token: &TokenRecord) -> Intent {
+pub(super) fn token_create(
+    who: &str,
+    (cluster, cluster_name): (ClusterId, &str),
+    hash: &[u8; 32],
+    token: &TokenRecord,
+) -> Intent {
     Intent::new("token_create", who)
-        .cluster(cluster.to_string(), "")
+        .cluster(cluster, cluster_name)
         .target(token_name(hash))
         .detail("node", token.node.clone())
         .detail("pattern", token.pattern.clone())
@@ -60,7 +65,9 @@ pub(super) fn enrol_refused(join: &Join, error: &EnrolError) -> Option<Event> {
 }
 
 pub(super) fn renew(who: &str, shown: &Certificate) -> Intent {
-    Intent::new("renew", who).target(shown.id().to_string()).detail("shown_serial", shown.serial().to_string())
+    Intent::new("renew", who)
+        .target(shown.id().to_string())
+        .detail("shown_serial", shown.serial().to_string())
 }
 
 pub(super) fn renew_refused(shown: &Certificate, error: &RenewError) -> Option<Event> {

@@ -77,7 +77,9 @@ pub struct Cidr {
 
 /// A text that is no network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a network is an address, '/' and a prefix length, such as 10.1.0.0/16, with no bit set after the prefix")]
+#[error(
+    "a network is an address, '/' and a prefix length, such as 10.1.0.0/16, with no bit set after the prefix"
+)]
 pub struct CidrError;
 
 impl Cidr {
@@ -145,9 +147,14 @@ mod tests {
 
     #[test]
     fn the_whole_name_must_match() {
-        for (pattern, name) in
-            [("cp-*", "xcp-1"), ("*-cp", "a-cpx"), ("a*a", "a"), ("ab*ba", "aba"), ("cp1", "cp10"), ("a**b", "ac")]
-        {
+        for (pattern, name) in [
+            ("cp-*", "xcp-1"),
+            ("*-cp", "a-cpx"),
+            ("a*a", "a"),
+            ("ab*ba", "aba"),
+            ("cp1", "cp10"),
+            ("a**b", "ac"),
+        ] {
             assert!(!matches(pattern, name), "{pattern} {name}");
         }
     }

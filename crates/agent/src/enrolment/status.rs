@@ -15,7 +15,12 @@ use crate::grpc_code::status;
 pub enum EnrolmentError {
     /// A field of the request is bad.
     #[error("{field}: {problem}")]
-    Request { field: &'static str, problem: &'static str },
+    Request {
+        /// Which one.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// The connection says nothing about its peer.
     #[error("this connection has no address")]
     NoPeer,

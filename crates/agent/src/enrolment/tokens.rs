@@ -153,7 +153,8 @@ pub async fn create(
     let token = JoinToken::generate(authorities.root_sha256(), now, rng);
     let row = rows::token(&token.hash());
     let record = terms.record(who, now);
-    let intent = audit_trail::token_create(who, terms.cluster, &token.hash(), &record);
+    let cluster = live_cluster(changes, &terms.cluster).await?.ok_or(TokenError::Cluster)?;
+    let intent = audit_trail::token_create(who, (terms.cluster, &cluster.name), &token.hash(), &record);
     let prepare = || async {
         live_cluster(changes, &terms.cluster).await?.ok_or(TokenError::Cluster)?;
         let mut changeset: Changeset = changes.ledger().changeset();

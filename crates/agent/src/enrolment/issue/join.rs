@@ -176,11 +176,7 @@ impl Issuer {
         Ok((id, Plan::New { token, identity }))
     }
 
-    async fn prepare_join(
-        &self,
-        join: &Join,
-        now: SystemTime,
-    ) -> Result<(Changeset, Prepared), EnrolError> {
+    async fn prepare_join(&self, join: &Join, now: SystemTime) -> Result<(Changeset, Prepared), EnrolError> {
         let mut changeset = self.ledger().changeset();
         let (id, plan) = self.plan(join, now).await?;
         let (token, before) = match plan {

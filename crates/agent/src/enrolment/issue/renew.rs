@@ -4,7 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use fleet_kms_identity::{Certificate, Csr, CsrError, SpiffeId, Subject};
 
-use super::{Certified, IssueFailure, Issuer, Prepared, certified, has_key, has_serial, promoted, write_identity};
+use super::{
+    Certified, IssueFailure, Issuer, Prepared, certified, has_key, has_serial, promoted, write_identity,
+};
 use crate::authz::{Denied, Permit, actions};
 use crate::enrolment::audit_trail;
 use crate::enrolment::limits::Limited;
@@ -23,7 +25,9 @@ pub enum RenewRefused {
     #[error("this identity is banned")]
     Banned,
     /// Neither current nor next: an old copy, or a clone's.
-    #[error("this certificate was superseded by a newer one of the same identity; enrol this node with a join token")]
+    #[error(
+        "this certificate was superseded by a newer one of the same identity; enrol this node with a join token"
+    )]
     Superseded,
     /// The serial is right and the key is not.
     #[error("this certificate's key is not the one on record")]

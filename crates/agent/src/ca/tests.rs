@@ -1,0 +1,184 @@
+use std::time::Duration;
+
+use fleet_kms_identity::{Certificate, KeyPair};
+use p256::ecdsa::signature::Verifier;
+use p256::ecdsa::{Signature, VerifyingKey};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+use super::*;
+use crate::enrolment::rig::{DAY, Rig, load, open, seal};
+use crate::ledger::Ledger;
+use crate::records::payload::{AuthorityRecord, AuthorityState};
+use crate::records::rows;
+use crate::trail::Intent;
+
+fn parse(der: &[u8]) -> X509Certificate<'_> {
+    X509Certificate::from_der(der).unwrap().1
+}
+
+fn serial(number: u64) -> Serial {
+    Serial::new(number, [0xab; 8]).unwrap()
+}
+
+fn id(path: &str) -> SpiffeId {
+    format!("spiffe://fleet.test/{path}").parse().unwrap()
+}
+
+const NODE: &str = "cluster/07070707-0707-0707-0707-070707070707/node/cp1";
+
+fn issue(authorities: &Authorities, path: &str, now: SystemTime) -> (Vec<Vec<u8>>, Certificate) {
+    let key = KeyPair::generate().unwrap();
+    let leaf = authorities.issue(&id(path), &serial(9), &key.spki_der(), now).unwrap();
+    let certificate = Certificate::from_der(&leaf.chain[0]).unwrap();
+    assert_eq!(certificate.spki_sha256(), &key.spki_sha256());
+    assert_eq!(certificate.not_after(), leaf.not_after);
+    (leaf.chain, certificate)
+}
+
+#[tokio::test]
+async fn the_chain_holds_from_leaf_to_root_and_all_begin_at_once() {
+    let rig = Rig::new().await;
+    let authorities = rig.authorities.load_full();
+    rig.pass(Duration::from_secs(100 * 86_400));
+    let (chain, leaf) = issue(&authorities, NODE, rig.now());
+    assert_eq!(chain.len(), 2);
+    let (leaf_x509, issuing, root) = (parse(&chain[0]), parse(&chain[1]), parse(authorities.root()));
+    leaf_x509.verify_signature(Some(issuing.public_key())).unwrap();
+    issuing.verify_signature(Some(root.public_key())).unwrap();
+    root.verify_signature(None).unwrap();
+    assert_eq!(leaf_x509.issuer(), issuing.subject());
+    assert_eq!(issuing.issuer(), root.subject());
+    let begin = root.validity().not_before;
+    assert_eq!(issuing.validity().not_before, begin);
+    assert_eq!(leaf_x509.validity().not_before, begin);
+    assert_eq!(leaf.not_after(), whole_seconds(rig.now() + 7 * DAY));
+    assert_eq!(leaf.serial(), serial(9));
+}
+
+#[tokio::test]
+async fn the_cas_may_sign_certificates_and_nothing_longer_than_their_place() {
+    let rig = Rig::new().await;
+    let authorities = rig.authorities.load_full();
+    let issuers = authorities.issuers();
+    let (issuing, root) = (parse(&issuers[0]), parse(authorities.root()));
+    for (ca, path_length, signs_data) in [(&root, 1, false), (&issuing, 0, true)] {
+        let constraints = ca.basic_constraints().unwrap().unwrap();
+        assert!(constraints.critical && constraints.value.ca);
+        assert_eq!(constraints.value.path_len_constraint, Some(path_length));
+        let usage = ca.key_usage().unwrap().unwrap().value;
+        assert!(usage.key_cert_sign() && !usage.crl_sign());
+        assert_eq!(usage.digital_signature(), signs_data);
+        assert!(ca.extended_key_usage().unwrap().is_none());
+    }
+    let years = |ca: &X509Certificate<'_>| {
+        (ca.validity().not_after.timestamp() - ca.validity().not_before.timestamp()) / (365 * 86_400)
+    };
+    assert_eq!((years(&root), years(&issuing)), (10, 1));
+}
+
+#[tokio::test]
+async fn what_a_leaf_is_good_for_follows_from_its_name() {
+    let rig = Rig::new().await;
+    let authorities = rig.authorities.load_full();
+    let worker = "cluster/07070707-0707-0707-0707-070707070707/worker/w";
+    let kinds = [(NODE, false, 7), (worker, false, 7), ("agent/a1", true, 7), ("admin/ada", false, 30)];
+    for (path, serves, days) in kinds {
+        let (chain, leaf) = issue(&authorities, path, rig.now());
+        assert_eq!(leaf.id(), &id(path));
+        assert_eq!((leaf.has_server_auth(), leaf.has_client_auth()), (serves, true), "{path}");
+        assert_eq!(leaf.not_after(), rig.now() + days * DAY, "{path}");
+        let x509 = parse(&chain[0]);
+        assert_eq!(x509.subject_alternative_name().unwrap().unwrap().value.general_names.len(), 1);
+        assert!(!x509.is_ca());
+        let usage = x509.key_usage().unwrap().unwrap().value;
+        assert!(usage.digital_signature() && !usage.key_cert_sign());
+    }
+}
+
+#[tokio::test]
+async fn a_leaf_never_outlives_its_issuer_and_an_expired_issuer_makes_none() {
+    let rig = Rig::new().await;
+    let authorities = rig.authorities.load_full();
+    let end = authorities.issuing.not_after;
+    assert!(!authorities.issuing_due(rig.now()));
+    assert!(authorities.issuing_due(end - ISSUING_LIFE / 2 + Duration::from_secs(1)));
+    let (_, late) = issue(&authorities, NODE, end - DAY);
+    assert_eq!(late.not_after(), end);
+    let key = KeyPair::generate().unwrap();
+    let refused = authorities.issue(&id(NODE), &serial(1), &key.spki_der(), end).unwrap_err();
+    assert!(matches!(refused, SignError::IssuingExpired));
+    let rubbish = authorities.issue(&id(NODE), &serial(1), &[0x30, 0x00], rig.now()).unwrap_err();
+    assert!(matches!(rubbish, SignError::PublicKey(_)));
+}
+
+#[tokio::test]
+async fn a_time_answer_is_signed_by_the_issuing_ca_over_nonce_time_and_key() {
+    let rig = Rig::new().await;
+    let authorities = rig.authorities.load_full();
+    let signature = authorities.sign_time(&[1; 32], 0x0102_0304_0506_0708, &[2; 32]).unwrap();
+    let mut message = b"fleet-kms/time/1".to_vec();
+    message.extend([1; 32]);
+    message.extend([1, 2, 3, 4, 5, 6, 7, 8]);
+    message.extend([2; 32]);
+    let issuers = authorities.issuers();
+    let point = parse(&issuers[0]).public_key().subject_public_key.data.to_vec();
+    let key = VerifyingKey::from_sec1_bytes(&point).unwrap();
+    let signature = Signature::from_der(&signature).unwrap();
+    key.verify(&message, &signature).unwrap();
+    message[16] ^= 1;
+    assert!(key.verify(&message, &signature).is_err());
+}
+
+#[tokio::test]
+async fn only_the_issuing_cas_key_is_opened_at_start() {
+    let rig = Rig::new().await;
+    let opened = std::sync::Mutex::new(Vec::new());
+    let note = |row: &_, bytes: &[u8]| {
+        opened.lock().unwrap().push(fleet_kms_store::RowName::as_str(row).to_owned());
+        open(row, bytes)
+    };
+    Authorities::load(rig.changes.ledger(), "fleet.test".parse().unwrap(), note).await.unwrap();
+    assert_eq!(*opened.lock().unwrap(), ["ca-key/issuing/0000000001"]);
+}
+
+#[tokio::test]
+async fn a_ca_without_its_own_key_is_refused() {
+    let rig = Rig::new().await;
+    let ledger = rig.changes.ledger();
+    let row = rows::authority_key("issuing", 1);
+
+    let root_key = ledger.scan_rows(rows::authority_key("root", 1).as_str()).await.unwrap().remove(0);
+    let root_key = open(&root_key.name, &root_key.bytes).unwrap();
+    replace(&rig, &row, Some(seal(&row, &root_key).unwrap())).await;
+    assert!(matches!(load(ledger).await, Err(LoadError::ForeignKey)));
+
+    replace(&rig, &row, Some(seal(&rows::authority_key("root", 1), &root_key).unwrap())).await;
+    assert!(matches!(load(ledger).await, Err(LoadError::Open(_))));
+
+    replace(&rig, &row, None).await;
+    assert!(matches!(load(ledger).await, Err(LoadError::NoKey)));
+}
+
+#[tokio::test]
+async fn exactly_one_generation_is_active() {
+    let rig = Rig::new().await;
+    let row = rows::authority("root", 1);
+    rig.edit(row, |root: &mut AuthorityRecord| root.state = AuthorityState::Retiring.into()).await;
+    let refused = load(rig.changes.ledger()).await;
+    assert!(matches!(refused, Err(LoadError::Active { kind: "root", found: 0 })));
+}
+
+async fn replace(rig: &Rig, row: &fleet_kms_store::RowName, sealed: Option<Vec<u8>>) {
+    let ledger: &Ledger = rig.changes.ledger();
+    let prepare = || async {
+        let mut changeset = ledger.changeset();
+        let old = ledger.scan_rows(row.as_str()).await?.remove(0);
+        match &sealed {
+            Some(sealed) => changeset.replace_sealed(&old, sealed.clone()),
+            None => changeset.delete_sealed(&old),
+        }
+        Ok::<_, fleet_kms_store::ReadError>((changeset, ()))
+    };
+    rig.changes.run(Intent::new("edit", "test"), prepare).await.unwrap();
+}
