@@ -5,10 +5,10 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: ## a real API server with its Secrets encrypted by both programs; KEEP=1 leaves it running
-	@KEEP=$(KEEP) tests/demo.sh
+	@tests/demo.sh $(if $(KEEP),--keep)
 
 demo-stop: ## stop what `make demo KEEP=1` left running
-	@tests/demo.sh stop
+	@tests/demo.sh --stop
 
 test: ## everything that CI runs: format, lint, documentation, licences, unit, system and real-peer tests
 	@tests/ci/run.sh

@@ -4,9 +4,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use fleet_kms_audit::{DataCall, DataLog};
+use fleet_kms_audit::{Call as AuditCall, DataLog, Denial};
+use fleet_kms_identity::ClusterUuid;
 use fleet_kms_keyring::Version;
 use fleet_kms_transport::Clock;
 use tonic::{Request, Response, Status};
@@ -28,8 +29,11 @@ pub struct Call<A, In> {
     pub now: SystemTime,
 }
 
+/// Who calls without a certificate.
+const NOBODY: &str = "nobody";
+
 /// What came of one wrapped DEK, for the audit.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Said {
     /// Under which version, if known.
     pub version: Option<Version>,
@@ -82,14 +86,16 @@ impl Answers {
     {
         let started = (self.monotonic)();
         let now = (self.clock)();
-        let caller = Caller::from_connection(request.extensions());
-        let who = caller.as_ref().ok().map(|caller| caller.id().to_string());
-        let result = match caller {
-            Err(_) => Err(Denied::NoCertificate.into()),
-            Ok(caller) => match self.policy.permit::<A>(&caller) {
-                Err(denied) => Err(denied.into()),
-                Ok(permit) => handler(Call { permit, caller, message: request.into_inner(), now }).await,
-            },
+        let caller = Caller::from_connection(request.extensions()).ok();
+        let permit = match &caller {
+            Some(caller) => self.policy.permit::<A>(caller).map(|permit| (permit, caller.clone())),
+            None => Err(Denied::NoCertificate),
+        };
+        let result = match permit {
+            Ok((permit, caller)) => {
+                handler(Call { permit, caller, message: request.into_inner(), now }).await
+            }
+            Err(denied) => Err(denied.into()),
         };
         let elapsed = (self.monotonic)().saturating_duration_since(started);
         let outcome = result.as_ref().map_or_else(|error| error.code().1, |_| "ok");
@@ -98,15 +104,42 @@ impl Answers {
             Ok((_, said)) => said.clone(),
             Err(error) => vec![Said { version: None, outcome: error.code().1 }],
         };
-        for said in said {
-            self.audit.count(&DataCall {
-                who: who.as_deref().unwrap_or("nobody"),
-                operation,
-                version: said.version.map(Version::get),
-                outcome: said.outcome,
-                elapsed,
-            });
+        self.say(operation, &caller, &said, elapsed);
+        if let Err(DataError::Denied(denied)) = &result {
+            self.say_denied(operation, &caller, *denied, now);
         }
         Ok(Response::new(result?.0))
+    }
+
+    /// Counts what came of a call in the audit: one entry for each version and
+    /// outcome.
+    fn say(&self, operation: &'static str, caller: &Option<Caller>, said: &[Said], took: Duration) {
+        let identity = caller.as_ref().map_or_else(|| NOBODY.to_owned(), |caller| caller.id().to_string());
+        let cluster = caller.as_ref().and_then(|caller| caller.id().subject.cluster());
+        let mut counted: Vec<(Said, u64)> = Vec::new();
+        for said in said {
+            match counted.iter_mut().find(|(known, _)| known == said) {
+                Some((_, items)) => *items += 1,
+                None => counted.push((*said, 1)),
+            }
+        }
+        for (said, items) in counted {
+            let version = said.version.map(Version::get);
+            let call = AuditCall {
+                identity: &identity,
+                cluster: cluster.map(ClusterUuid::as_bytes),
+                operation,
+                version,
+                outcome: said.outcome,
+            };
+            self.audit.count(&call, items, took);
+        }
+    }
+
+    fn say_denied(&self, operation: &'static str, caller: &Option<Caller>, denied: Denied, now: SystemTime) {
+        let identity = caller.as_ref().map_or_else(|| NOBODY.to_owned(), |caller| caller.id().to_string());
+        let address = caller.as_ref().map_or_else(String::new, |caller| caller.address().ip().to_string());
+        let denial = Denial { identity: &identity, address: &address, operation, reason: denied.label() };
+        self.audit.denied(&denial, now);
     }
 }

@@ -170,9 +170,7 @@ impl Policy {
     /// When the table, the admin's roles or its scope say no.
     pub fn permit_on<A: Action>(&self, caller: &Caller, cluster: ClusterId) -> Result<Permit<A>, Denied> {
         match self.admit::<A>(caller)? {
-            Some(scope) if scope.covers(&cluster) => {
-                Ok(Permit::new(cluster, caller.id().to_string().into()))
-            }
+            Some(scope) if scope.covers(&cluster) => Ok(Permit::new(cluster, caller.id().to_string().into())),
             Some(_) => Err(Denied::Scope),
             None => Err(Denied::WrongKind),
         }

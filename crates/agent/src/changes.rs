@@ -10,7 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use fleet_kms_audit::{ChangeId, ChangeLog, Outcome};
+use fleet_kms_audit::{ChangeId, ChangeLog, LogError, Outcome};
 use fleet_kms_store::Revision;
 use fleet_kms_transport::Clock;
 
@@ -39,7 +39,7 @@ pub enum ChangeError<E: std::error::Error + 'static> {
     Unconfirmed(Unconfirmed),
     /// The intent could not be recorded.
     #[error("the change cannot be recorded in the audit, so it was refused; look at the audit's disk")]
-    Audit(#[source] io::Error),
+    Audit(#[source] LogError),
 }
 
 /// Why the agent serves but changes nothing: `recovered-unconfirmed`.
@@ -56,8 +56,9 @@ pub enum Unconfirmed {
 /// Makes changes.
 pub struct Changes {
     ledger: Arc<Ledger>,
-    log: Arc<Mutex<ChangeLog>>,
-    witness: Witness,
+    log: Arc<ChangeLog>,
+    /// Locked while it is read and written, so that its count only rises.
+    witness: Arc<Mutex<Witness>>,
     unconfirmed: Option<Unconfirmed>,
     clock: Clock,
     generator: Generator,
@@ -74,7 +75,8 @@ impl Changes {
         clock: Clock,
         generator: Generator,
     ) -> Self {
-        Self { ledger, log: Arc::new(Mutex::new(log)), witness, unconfirmed, clock, generator }
+        let (log, witness) = (Arc::new(log), Arc::new(Mutex::new(witness)));
+        Self { ledger, log, witness, unconfirmed, clock, generator }
     }
 
     /// Says why all changes are refused, if they are.
@@ -126,22 +128,19 @@ impl Changes {
         if let Some(why) = self.unconfirmed {
             return Err(ChangeError::Unconfirmed(why));
         }
-        let change = ChangeId::generate(&mut *(self.generator)());
+        let mut id = [0; 16];
+        (self.generator)().fill_bytes(&mut id);
+        let change = ChangeId::from_bytes(id);
         let now = self.now();
-        let recorded = self
-            .with_log(move |log| log.intent(&intent.line(change), now))
-            .await
-            .map_err(ChangeError::Audit)?;
+        let log = Arc::clone(&self.log);
+        let recorded = off_runtime(move || log.intent(&intent.line(change), now)).await;
+        let recorded = recorded.map_err(ChangeError::Audit)?;
         let mark = Mark { change, intent: recorded };
         let result = self.attempt(&mark, prepare).await;
-        let why;
         let outcome = match &result {
-            Ok(_) => Outcome::Done,
-            Err(ChangeError::Write(WriteError::Unknown(_))) => Outcome::Unknown,
-            Err(error) => {
-                why = error.to_string();
-                Outcome::NotDone { why: &why }
-            }
+            Ok(_) => Closed::Done,
+            Err(ChangeError::Write(WriteError::Unknown(_))) => Closed::Unknown,
+            Err(error) => Closed::NotDone(error.to_string()),
         };
         self.close(change, outcome).await;
         result
@@ -150,7 +149,8 @@ impl Changes {
     /// Records something that happened without a change of the store.
     pub async fn event(&self, event: Event) {
         let now = self.now();
-        if let Err(error) = self.with_log(move |log| log.event(&event.line(), now)).await {
+        let log = Arc::clone(&self.log);
+        if let Err(error) = off_runtime(move || log.event(&event.line(), now)).await {
             report("an event", &error);
         }
     }
@@ -162,11 +162,11 @@ impl Changes {
     ///
     /// When the store cannot be read.
     pub async fn close_open_intents(&self) -> Result<usize, LedgerError> {
-        let open = self.log.lock().unwrap_or_else(PoisonError::into_inner).open_intents();
-        for change in &open {
-            let happened = self.ledger.happened(change).await?;
-            let why = "the agent stopped before the transaction";
-            self.close(*change, if happened { Outcome::Done } else { Outcome::NotDone { why } }).await;
+        let open = self.log.open_intents();
+        for intent in &open {
+            let happened = self.ledger.happened(&intent.change).await?;
+            let why = "the agent stopped before the transaction".to_owned();
+            self.close(intent.change, if happened { Closed::Done } else { Closed::NotDone(why) }).await;
         }
         Ok(open.len())
     }
@@ -190,10 +190,11 @@ impl Changes {
 
     /// Records the outcome. If that fails the intent stays open and the next
     /// start closes it from the store.
-    async fn close(&self, change: ChangeId, outcome: Outcome) {
+    async fn close(&self, change: ChangeId, outcome: Closed) {
         let now = self.now();
-        let done = matches!(outcome, Outcome::Done);
-        match self.with_log(move |log| log.outcome(change, outcome, now)).await {
+        let done = matches!(outcome, Closed::Done);
+        let log = Arc::clone(&self.log);
+        match off_runtime(move || log.outcome(&change, outcome.line(), now)).await {
             Ok(_) if done => {
                 if let Err(error) = self.ledger.settle(&change).await {
                     report("a settled change", &error);
@@ -208,27 +209,43 @@ impl Changes {
     /// Lets the witness see the head. It may trail: a later change catches up.
     async fn remember(&self) {
         let seen = Seen { store: self.ledger.codec().store(), count: self.ledger.head_count().await };
-        let witness = self.witness.clone();
-        // Under the log's lock, so that an older count never overwrites a newer one.
-        let written = self.with_log(move |_| match witness.read()? {
-            Some(known) if known.store == seen.store && known.count >= seen.count => Ok(()),
-            _ => witness.write(seen),
+        let witness = Arc::clone(&self.witness);
+        let written = off_runtime(move || {
+            let witness = witness.lock().unwrap_or_else(PoisonError::into_inner);
+            match witness.read()? {
+                Some(known) if known.store == seen.store && known.count >= seen.count => Ok(()),
+                _ => Ok(witness.write(seen)?),
+            }
         });
         if let Err(error) = written.await {
             report("the head's count", &error);
         }
     }
+}
 
-    /// Runs an operation of the log, which waits for the disk, off the
-    /// runtime's threads.
-    async fn with_log<T: Send + 'static>(
-        &self,
-        operation: impl FnOnce(&mut ChangeLog) -> io::Result<T> + Send + 'static,
-    ) -> io::Result<T> {
-        let log = Arc::clone(&self.log);
-        let run = move || operation(&mut log.lock().unwrap_or_else(PoisonError::into_inner));
-        tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?
+/// How a change ended, owned.
+enum Closed {
+    Done,
+    NotDone(String),
+    Unknown,
+}
+
+impl Closed {
+    fn line(&self) -> Outcome<'_> {
+        match self {
+            Self::Done => Outcome::Done,
+            Self::NotDone(why) => Outcome::NotDone { why },
+            Self::Unknown => Outcome::Unknown,
+        }
     }
+}
+
+/// Runs what waits for the disk off the runtime's threads.
+async fn off_runtime<T: Send + 'static>(
+    operation: impl FnOnce() -> Result<T, LogError> + Send + 'static,
+) -> Result<T, LogError> {
+    let joined = tokio::task::spawn_blocking(operation).await;
+    joined.map_err(|error| LogError::Io(io::Error::other(error)))?
 }
 
 fn report(what: &str, error: &dyn Display) {

@@ -90,6 +90,7 @@ pub struct ControlPlane {
     changes: Arc<Changes>,
     keyrings: Arc<LiveKeyrings>,
     clusters: Arc<Clusters>,
+    default_policy: RotationPolicy,
     generator: Generator,
 }
 
@@ -99,9 +100,10 @@ impl ControlPlane {
         changes: Arc<Changes>,
         keyrings: Arc<LiveKeyrings>,
         clusters: Arc<Clusters>,
+        default_policy: RotationPolicy,
         generator: Generator,
     ) -> Self {
-        Self { changes, keyrings, clusters, generator }
+        Self { changes, keyrings, clusters, default_policy, generator }
     }
 
     /// Makes a cluster with its first key: version 1 active, version 2 next.
@@ -119,12 +121,10 @@ impl ControlPlane {
         let refuse = |error: CreateError| ChangeError::Refused(error);
         let name: ClusterName = name.parse().map_err(|error| refuse(CreateError::Name(error)))?;
         let policy = period.map(RotationPolicy::try_new).transpose();
-        let policy = policy.map_err(|error| refuse(error.into()))?.unwrap_or_default();
+        let policy = policy.map_err(|error| refuse(error.into()))?.unwrap_or(self.default_policy);
         let id = ClusterId::generate(&mut *(self.generator)());
         let permit = permit.for_new_cluster(id);
-        let intent = Intent::new("cluster_create", permit.who())
-            .cluster(id, name.as_str())
-            .reason(reason);
+        let intent = Intent::new("cluster_create", permit.who()).cluster(id, name.as_str()).reason(reason);
         let prepare = || self.prepare_cluster(&permit, &name, policy);
         let ((snapshot, created), revision) = self.changes.run_with_revision(intent, prepare).await?;
         self.keyrings.publish(id, Snapshot { revision, ..snapshot });
@@ -259,7 +259,8 @@ impl ControlPlane {
         let made = change(&mut keyring, self.changes.now())?;
         let mut changeset = ledger.changeset();
         changeset.update(&record, &keyring::payload(&keyring));
-        let mut keks = self.keyrings.keyring(&cluster).map_or_else(Default::default, |live| live.keks.clone());
+        let mut keks =
+            self.keyrings.keyring(&cluster).map_or_else(Default::default, |live| live.keks.clone());
         for (version, kek) in made {
             changeset.insert_sealed(kek.row.clone(), kek.bytes.clone());
             keks.insert(version, kek);

@@ -156,9 +156,8 @@ impl Shared {
 /// One answer of a batch. Whatever is not ours is refused in one way; only the
 /// audit has the reason.
 fn item(result: Result<Unwrapped, UnwrapError>) -> Result<(Outcome, Said), DataError> {
-    let refused = |refusal: Refusal, outcome| {
-        Ok((Outcome::Refused(refusal.into()), Said { version: None, outcome }))
-    };
+    let refused =
+        |refusal: Refusal, outcome| Ok((Outcome::Refused(refusal.into()), Said { version: None, outcome }));
     match result {
         Ok(unwrapped) => {
             let outcome = if unwrapped.under_next { "under_next" } else { "ok" };

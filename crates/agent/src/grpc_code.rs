@@ -38,9 +38,7 @@ impl DataError {
             Self::Denied(denied) => (Code::PermissionDenied, denied.label()),
             Self::Request { .. } => (Code::InvalidArgument, "bad_request"),
             Self::Wrap(WrapError::Dek(DekError::Empty)) => (Code::InvalidArgument, "empty_plaintext"),
-            Self::Wrap(WrapError::Dek(DekError::TooLong { .. })) => {
-                (Code::InvalidArgument, "long_plaintext")
-            }
+            Self::Wrap(WrapError::Dek(DekError::TooLong { .. })) => (Code::InvalidArgument, "long_plaintext"),
             Self::Wrap(WrapError::Version(refused)) => (
                 Code::FailedPrecondition,
                 match refused {

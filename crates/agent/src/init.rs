@@ -22,7 +22,7 @@ use crate::authz::{Role, Scope, internal};
 use crate::ca::{self, Authorities, SignError};
 use crate::changes::{ChangeError, Changes};
 use crate::config::Config;
-use crate::enrolment::{Bundle, DirectError, Issuer, MAX_OFFLINE};
+use crate::enrolment::issue::{Bundle, DirectError, Issuer, MAX_OFFLINE};
 use crate::identities::LiveIdentities;
 use crate::ledger::{Changeset, Generator};
 use crate::live_keyrings::{KeysError, LiveKeyrings, LoadError};
@@ -50,7 +50,11 @@ pub struct Done {
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "root key file  {} (keep a copy where the store's backups are not)", self.root.display())?;
+        writeln!(
+            f,
+            "root key file  {} (keep a copy where the store's backups are not)",
+            self.root.display()
+        )?;
         writeln!(f, "store          {}", self.store.display())?;
         writeln!(f, "first admin    {} (operator, key-officer)", self.admin)?;
         write!(f, "kmsctl context {} (use it with KMSCTL_CONFIG)", self.context.display())
@@ -96,7 +100,7 @@ pub enum InitError {
     Audit {
         path: String,
         #[source]
-        source: fleet_kms_audit::OpenError,
+        source: fleet_kms_audit::LogError,
     },
     /// The first rows could not be written.
     #[error("cannot write the first rows")]
@@ -127,7 +131,8 @@ pub async fn run(
     if config.store.exists() {
         return Err(InitError::Exists { path: text(&config.store) });
     }
-    for directory in [config.store.parent(), config.root.parent(), Some(&*config.audit)].into_iter().flatten() {
+    for directory in [config.store.parent(), config.root.parent(), Some(&*config.audit)].into_iter().flatten()
+    {
         make_directory(directory)?;
     }
     make_directory(&options.admin_directory)?;
@@ -138,12 +143,7 @@ pub async fn run(
     let bundle = fill(config, options, storage, clock, generator).await?;
     put_in_place(&unfinished, &config.store)?;
     let context = write_admin(config, options, &bundle)?;
-    Ok(Done {
-        root: config.root.clone(),
-        store: config.store.clone(),
-        admin: options.admin.clone(),
-        context,
-    })
+    Ok(Done { root: config.root.clone(), store: config.store.clone(), admin: options.admin.clone(), context })
 }
 
 /// Writes the fleet CA and the first admin.
@@ -156,10 +156,8 @@ async fn fill(
 ) -> Result<Bundle, InitError> {
     let Storage { ledger, store_key } = storage;
     let (keyrings, _) = LiveKeyrings::load(&ledger, store_key, generator).await?;
-    let log = ChangeLog::open(&config.audit, clock()).map_err(|source| InitError::Audit {
-        path: text(&config.audit),
-        source,
-    })?;
+    let log = ChangeLog::open(&config.audit)
+        .map_err(|source| InitError::Audit { path: text(&config.audit), source })?;
     let witness = Witness::new(&config.audit);
     let changes = Changes::new(Arc::clone(&ledger), log, witness, None, Arc::clone(&clock), generator);
     let changes = Arc::new(changes);

@@ -20,8 +20,8 @@ mod changeset;
 mod head;
 
 pub use changeset::Changeset;
-pub use head::{HeadError, Integrity};
 use head::Head;
+pub use head::{HeadError, Integrity};
 
 /// Makes the random generator for one operation; picked by `main`.
 pub type Generator = fn() -> Box<dyn rand_core::CryptoRng + Send>;

@@ -4,8 +4,14 @@
 //! may they, which keys, do it, say so; then what changes keys and identities;
 //! then what all of it is kept in. This crate must never put key material into
 //! a log, an error or a record in clear.
+#![allow(
+    missing_docs,
+    reason = "fields of errors and of disk records are explained by the item they stand in"
+)]
 
 pub mod config;
+pub mod serve;
+pub mod agent;
 pub mod data_plane;
 pub mod answer;
 pub mod caller;
@@ -14,6 +20,8 @@ pub mod live_keyrings;
 pub mod grpc_code;
 pub mod metrics;
 
+pub mod admin;
+pub mod ops;
 pub mod enrolment;
 pub mod ca;
 pub mod control_plane;

@@ -167,11 +167,7 @@ impl LiveKeyrings {
     ///
     /// See [`UnwrapError`]. After `UnknownKey` the caller reads the store
     /// again by [`Self::refresh`] and tries once more.
-    pub fn unwrap(
-        &self,
-        permit: &Permit<actions::Unwrap>,
-        wrapped: &[u8],
-    ) -> Result<Unwrapped, UnwrapError> {
+    pub fn unwrap(&self, permit: &Permit<actions::Unwrap>, wrapped: &[u8]) -> Result<Unwrapped, UnwrapError> {
         let snapshot = self.snapshot(permit.cluster())?;
         let wrapped = WrappedDek::parse(wrapped).map_err(|_| UnwrapError::Malformed)?;
         let version = snapshot.keyring.for_unwrap(&wrapped.header()).map_err(|refused| match refused {
@@ -181,8 +177,7 @@ impl LiveKeyrings {
             UnwrapRefused::Destroyed { .. } => UnwrapError::Destroyed,
         })?;
         let kek = self.open(&snapshot, version.version)?;
-        let dek = wrapped_dek::unwrap(&kek, &permit.cluster(), &wrapped)
-            .map_err(|_| UnwrapError::Altered)?;
+        let dek = wrapped_dek::unwrap(&kek, &permit.cluster(), &wrapped).map_err(|_| UnwrapError::Altered)?;
         Ok(Unwrapped { dek, version: version.version, under_next: version.state == State::Next })
     }
 
@@ -268,6 +263,11 @@ impl LiveKeyrings {
     /// Wipes the store key. No key is usable from the next call on.
     pub fn lock(&self) {
         self.store_key.store(None);
+    }
+
+    /// Says whether the store key was wiped.
+    pub fn is_locked(&self) -> bool {
+        self.store_key.load().is_none()
     }
 
     /// Returns every cluster's keyring: versions and states, no key.

@@ -24,7 +24,9 @@ impl Metrics {
     /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         // 25 µs to 0.8 s: a wrap takes microseconds, a deadline three seconds.
-        let calls = Family::<CallLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_025, 2.0, 16)));
+        let calls = Family::<CallLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.000_025, 2.0, 16))
+        });
         let help = "Time to answer a data call, by operation and outcome";
         registry.register_with_unit("fleet_kms_agent_call_duration", help, Unit::Seconds, calls.clone());
         Self { calls }

@@ -34,12 +34,8 @@ impl Nodes {
     /// Takes a node's report.
     pub fn report(&self, node: &SpiffeId, request: StatusRequest, now: SystemTime) {
         let build: String = request.build.chars().filter(|c| c.is_ascii_graphic()).take(MAX_BUILD).collect();
-        let report = NodeReport {
-            seen: now,
-            build,
-            errors: request.errors,
-            highest_version: request.highest_version,
-        };
+        let report =
+            NodeReport { seen: now, build, errors: request.errors, highest_version: request.highest_version };
         self.reports.write().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), report);
     }
 

@@ -137,9 +137,11 @@ impl Codec {
             return Err(RecordError::Newer { row: name(), what, format });
         }
         let epoch = u32::from_be_bytes([e0, e1, e2, e3]);
-        let mac = self
-            .record_mac(epoch, &row.name, body)
-            .ok_or_else(|| RecordError::Epoch { row: name(), what, epoch })?;
+        let mac = self.record_mac(epoch, &row.name, body).ok_or_else(|| RecordError::Epoch {
+            row: name(),
+            what,
+            epoch,
+        })?;
         mac.verify_slice(tag).map_err(|_| RecordError::Tag { row: name(), what })?;
         let payload =
             P::decode(payload).map_err(|source| RecordError::Payload { row: name(), what, source })?;

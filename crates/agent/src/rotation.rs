@@ -54,9 +54,7 @@ impl Seen {
         match keyring.next_step(cluster, now) {
             Step::Wait(_) => None,
             Step::Reanchor => Some(Due::Reanchor),
-            Step::Rotate => {
-                may_rotate_on_schedule(keyring.policy().period(), since).then_some(Due::Rotate)
-            }
+            Step::Rotate => may_rotate_on_schedule(keyring.policy().period(), since).then_some(Due::Rotate),
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fleet_kms_keyring::{SlotId, StoreId};
+use fleet_kms_process::exit;
 use fleet_kms_seal::{
     FileSlot, MalformedSlotRecord, RootFileError, RootSlot, SlotError, SlotRecord, StoreKey, open_any,
 };
@@ -66,6 +67,17 @@ pub enum StorageError {
     Head(#[from] HeadError),
 }
 
+impl StorageError {
+    /// Returns the exit status.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Open { source: OpenError::InUse { .. }, .. } => exit::BUSY,
+            Self::RootFile(_) => exit::CONFIG,
+            _ => exit::DATA,
+        }
+    }
+}
+
 /// A store with its key open.
 pub struct Storage {
     /// All access to the rows.
@@ -79,7 +91,12 @@ pub struct Storage {
 /// # Errors
 ///
 /// When a file is in the way or cannot be written.
-pub async fn create(path: &Path, slot: &FileSlot, agent: &str, generator: Generator) -> Result<Storage, StorageError> {
+pub async fn create(
+    path: &Path,
+    slot: &FileSlot,
+    agent: &str,
+    generator: Generator,
+) -> Result<Storage, StorageError> {
     let opened = SqliteStore::create(path);
     let store = opened.map_err(|source| StorageError::Open { path: text(path), source })?;
     let mut rng = generator();
@@ -100,7 +117,12 @@ pub async fn create(path: &Path, slot: &FileSlot, agent: &str, generator: Genera
 /// # Errors
 ///
 /// When the database is damaged or newer, or no slot opens.
-pub async fn open(path: &Path, root: &Path, agent: &str, generator: Generator) -> Result<Storage, StorageError> {
+pub async fn open(
+    path: &Path,
+    root: &Path,
+    agent: &str,
+    generator: Generator,
+) -> Result<Storage, StorageError> {
     let opened = SqliteStore::open(path);
     let store = opened.map_err(|source| StorageError::Open { path: text(path), source })?;
     let id = read_meta(&store, path).await?;
@@ -148,8 +170,7 @@ async fn open_store_key(
         records.push(record.map_err(damaged)?);
     }
     let opened = open_any(slot, &records, id);
-    let (_, store_key) =
-        opened.map_err(|source| StorageError::NoSlotOpens { file: text(root), source })?;
+    let (_, store_key) = opened.map_err(|source| StorageError::NoSlotOpens { file: text(root), source })?;
     Ok(store_key)
 }
 

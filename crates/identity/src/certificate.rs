@@ -222,6 +222,11 @@ pub fn validity(der: &[u8]) -> Result<(SystemTime, SystemTime), CertificateError
     Ok((system_time(parsed.validity().not_before)?, system_time(parsed.validity().not_after)?))
 }
 
+/// Returns the SHA-256 of a DER certificate: how a join token names the root.
+pub fn fingerprint(der: &[u8]) -> [u8; 32] {
+    Sha256::digest(der).into()
+}
+
 /// Reads the certificates of a PEM text in their order; other sections are ignored.
 ///
 /// # Errors
@@ -239,7 +244,7 @@ pub fn split_pem_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Certi
 }
 
 /// Why a certificate cannot be anyone's in a fleet.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum CertificateError {
     /// No certificate where one must be.
     #[error("there is no certificate")]

@@ -12,7 +12,9 @@ mod renewal;
 mod join_token;
 mod directory;
 
-pub use certificate::{Certificate, CertificateError, Serial, Standing, split_pem_chain, validity};
+pub use certificate::{
+    Certificate, CertificateError, Serial, Standing, fingerprint, split_pem_chain, validity,
+};
 pub use csr::{Csr, CsrError, MAX_CSR};
 pub use directory::{
     AgentAddress, Directory, DirectoryError, DirectoryLock, InstallError, LoadError, LockError, State,

@@ -51,7 +51,7 @@ impl fmt::Debug for TrustDomain {
 }
 
 /// A trust domain that is empty, too long or holds other characters than SPIFFE allows.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("a trust domain is 1 to {MAX_TRUST_DOMAIN} characters of a-z, 0-9, '.', '-' and '_'")]
 pub struct TrustDomainError;
 
@@ -94,7 +94,7 @@ impl fmt::Debug for Name {
 }
 
 /// A name that does not have the one allowed form.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
     "a name is 1 to {MAX_NAME} characters of a-z, 0-9, '.' and '-', and begins and ends with a letter or digit"
 )]
@@ -255,7 +255,7 @@ impl fmt::Debug for SpiffeId {
 }
 
 /// Why a text is not the SPIFFE ID of anything in a fleet.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SpiffeIdError {
     /// Longer than SPIFFE allows.
     #[error("a SPIFFE ID is at most {MAX_SPIFFE_ID} bytes")]

@@ -7,12 +7,12 @@
 //! database nor a cloned machine can make a nonce repeat. Callers pass the generator, never a nonce. Nothing
 //! here keeps a key or a key schedule beyond the call.
 
-use std::hint::black_box;
-
 use rand_core::CryptoRng;
 use xaes_256_gcm::aead::{AeadInOut, KeyInit};
 use xaes_256_gcm::{Tag, Xaes256Gcm};
 use zeroize::Zeroizing;
+
+use crate::stack;
 
 /// Length of the nonce that precedes the ciphertext.
 pub const NONCE_LEN: usize = 24;
@@ -53,7 +53,7 @@ pub fn open(key: &[u8; 32], aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u
     let (ciphertext, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(OpenError)?;
     let mut plaintext = Zeroizing::new(ciphertext.to_vec());
     let opened = decrypt(key, nonce, aad, &mut plaintext, tag);
-    burn_stack();
+    stack::burn();
     opened.map(|()| plaintext)
 }
 
@@ -79,10 +79,11 @@ pub(crate) fn danger_append_with_nonce(
     out.extend_from_slice(plaintext);
     let (_, buffer) = out.split_at_mut(start);
     let tag = encrypt(key, nonce, aad, buffer);
-    burn_stack();
+    stack::burn();
     out.extend_from_slice(&tag);
 }
 
+// Never inlined, nor is `decrypt`: `stack::burn` relies on it.
 #[inline(never)]
 fn encrypt(key: &[u8; 32], nonce: &[u8; NONCE_LEN], aad: &[u8], buffer: &mut [u8]) -> Tag {
     Xaes256Gcm::new(key.into())
@@ -102,20 +103,6 @@ fn decrypt(
         .decrypt_inout_detached(nonce.into(), aad, buffer.into(), tag.into())
         .map_err(|_| OpenError)
 }
-
-/// Overwrites the stack that the cipher has just used.
-///
-/// The cipher wipes its key schedule when dropped, but not the copies that the compiler made while it moved
-/// the schedule into place; they would stay on an idle thread's stack. The cipher runs in a function that is
-/// never inlined, so this frame covers the one that it used.
-#[inline(never)]
-fn burn_stack() {
-    let mut area = [0_u8; STACK_BURNT];
-    black_box(&mut area);
-}
-
-/// Deeper than the cipher's frames go, in debug builds too (measured below).
-const STACK_BURNT: usize = 16 * 1024;
 
 #[cfg(test)]
 mod tests {

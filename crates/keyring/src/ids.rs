@@ -1,4 +1,4 @@
-//! Names of clusters, stores, keys and key versions.
+//! Names of clusters, stores, slots, keys and key versions.
 //!
 //! Ids are 128 random bits, printed as a UUID; all are public and may be logged. An id is never derived from
 //! a key, and a text that is not the one canonical spelling is refused, so that an id can be compared as text.
@@ -68,6 +68,10 @@ id! {
 id! {
     /// One store, over all its backups and restores.
     StoreId
+}
+id! {
+    /// One slot, a way to open the store key.
+    SlotId
 }
 
 /// A key version's place in its keyring: counts up from 1, never reused.

@@ -16,8 +16,9 @@ mod kek;
 pub mod wrapped_dek;
 pub mod sealed;
 pub mod aead;
+pub mod stack;
 
-pub use ids::{ClusterId, InvalidId, KeyId, StoreId, Version};
+pub use ids::{ClusterId, InvalidId, KeyId, SlotId, StoreId, Version};
 pub use kek::Kek;
 pub use keyring::{InvalidKeyring, KeyVersion, Keyring, NAMED_WRAP_GRACE};
 pub use lifecycle::{MIN_DESTRUCTION_WAIT, RESTORE_JUMP, Rotate, RotateError, TransitionError};

@@ -19,3 +19,4 @@ pub mod logging;
 pub mod runtime;
 pub mod clock;
 pub mod signals;
+pub mod ops;

@@ -5,18 +5,21 @@
 
 /// Kubernetes KMS v1 (`v1beta1.KeyManagementService`), served to kube-apiserver.
 pub mod v1beta1 {
-    #![allow(missing_docs, clippy::all, unused_qualifications, reason = "generated code")]
+    #![allow(missing_docs, unused_qualifications, reason = "generated code")]
+    #![allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
     include!("generated/v1beta1.rs");
 }
 
 /// Kubernetes KMS v2 (`v2.KeyManagementService`), served to kube-apiserver.
 pub mod v2 {
-    #![allow(missing_docs, clippy::all, unused_qualifications, reason = "generated code")]
+    #![allow(missing_docs, unused_qualifications, reason = "generated code")]
+    #![allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
     include!("generated/v2.rs");
 }
 
 /// The agent API (`fleet_kms.agent.v1`), served to sidecars.
 pub mod agent {
-    #![allow(missing_docs, clippy::all, unused_qualifications, reason = "generated code")]
+    #![allow(missing_docs, unused_qualifications, reason = "generated code")]
+    #![allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
     include!("generated/fleet_kms.agent.v1.rs");
 }

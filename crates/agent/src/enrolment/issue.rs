@@ -89,7 +89,7 @@ pub enum IssueFailure {
     Unconfirmed(Unconfirmed),
     /// The change could not be recorded in the audit.
     #[error("the change cannot be recorded in the audit, so it was refused")]
-    Audit(#[source] std::io::Error),
+    Audit(#[source] fleet_kms_audit::LogError),
 }
 
 impl IssueFailure {

@@ -40,7 +40,7 @@ pub enum Integrity {
 
 /// The head as of one transaction.
 #[derive(Debug, Clone)]
-pub struct Head {
+pub(super) struct Head {
     count: u64,
     set: [u8; 32],
     row_revision: Revision,
@@ -53,11 +53,7 @@ impl Head {
     }
 
     /// Reads and opens the head.
-    pub(super) async fn load(
-        store: &dyn Store,
-        codec: &Codec,
-        key: &LockedKey,
-    ) -> Result<Self, HeadError> {
+    pub(super) async fn load(store: &dyn Store, codec: &Codec, key: &LockedKey) -> Result<Self, HeadError> {
         let row = store.get(&rows::fixed(rows::HEAD)).await?.ok_or(HeadError::Missing)?;
         let context = head_context(codec, codec.epoch());
         let key = SealKey::from_bytes(&mut key.expose_secret().clone());
@@ -80,12 +76,7 @@ impl Head {
         }
     }
 
-    pub(super) fn seal(
-        &self,
-        codec: &Codec,
-        key: &LockedKey,
-        rng: &mut dyn rand_core::CryptoRng,
-    ) -> Vec<u8> {
+    pub(super) fn seal(&self, codec: &Codec, key: &LockedKey, rng: &mut dyn rand_core::CryptoRng) -> Vec<u8> {
         let mut bytes = [0; LENGTH];
         let (count, set) = bytes.split_at_mut(8);
         count.copy_from_slice(&self.count.to_be_bytes());

@@ -170,8 +170,6 @@ fn assemble(
 fn unopened(snapshot: &Snapshot, store_key: &StoreKey) -> Vec<Version> {
     let kept = snapshot.keyring.versions().iter().filter(|version| version.state != State::Destroyed);
     kept.map(|version| version.version)
-        .filter(|version| {
-            snapshot.keks.get(version).is_none_or(|kek| open_kek(store_key, kek).is_err())
-        })
+        .filter(|version| snapshot.keks.get(version).is_none_or(|kek| open_kek(store_key, kek).is_err()))
         .collect()
 }

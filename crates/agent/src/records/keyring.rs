@@ -57,9 +57,11 @@ pub fn parse(record: &Record<KeyringRecord>) -> Result<Keyring, KeyringError> {
     let period = Duration::from_secs(record.payload.period_seconds);
     let policy =
         RotationPolicy::try_new(period).map_err(|source| KeyringError::Period { row: row(), source })?;
-    let versions = record.payload.versions.iter().map(|version| {
-        parse_version(version).map_err(|field| KeyringError::Field { row: row(), field })
-    });
+    let versions = record
+        .payload
+        .versions
+        .iter()
+        .map(|version| parse_version(version).map_err(|field| KeyringError::Field { row: row(), field }));
     Keyring::from_parts(policy, versions.collect::<Result<_, _>>()?)
         .map_err(|source| KeyringError::Invalid { row: row(), source })
 }

@@ -1,0 +1,310 @@
+//! `kms-agent run`: listeners, hardening, runtime, then serve until told to
+//! stop.
+//!
+//! Order (`design`: capabilities and Landlock hold per thread): bind std
+//! listeners, give up rights, and only then make threads.
+
+use std::fmt;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fleet_kms_process::hardening::{self, Plan, Warning};
+use fleet_kms_process::listen::{self, ListenError};
+use fleet_kms_process::{clock as clocks, exit, logging, runtime, signals};
+use fleet_kms_proto::agent::data_plane_server::DataPlaneServer;
+use fleet_kms_proto::agent::enrolment_server::EnrolmentServer;
+use fleet_kms_transport::deadline::DeadlineLayer;
+use fleet_kms_transport::{
+    ClientAuth, Clock, Connections, Drain, Observer, ServeLimits, ServerTls, TlsPort, agent_tls,
+};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::{Layer, ServiceExt};
+
+use crate::agent::{Agent, OpenError};
+use crate::config::{Config, Listen};
+use crate::enrolment::EnrolmentService;
+use crate::enrolment::issue::agent_certificate_due;
+use crate::errors::chain;
+use crate::ledger::{Generator, HeadError, Integrity};
+use crate::storage::{self, StorageError};
+use crate::{admin, ops, rotation};
+
+/// The largest request of the data port: a batch of wrapped DEKs.
+const MAX_DATA_REQUEST: usize = 1 << 20;
+/// The largest request of the enrolment port: a CSR.
+const MAX_ENROLMENT_REQUEST: usize = 16 << 10;
+/// The agent looks at its own certificate so often.
+const OWN_CERTIFICATE_EVERY: Duration = Duration::from_secs(60);
+/// Data calls are summed up into audit lines so often.
+const AUDIT_FLUSH_EVERY: Duration = Duration::from_secs(10);
+
+/// Why the agent stopped before it served, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A port cannot be bound.
+    #[error("cannot listen on the {port} port (listen.{port})")]
+    Listen {
+        port: &'static str,
+        #[source]
+        source: ListenError,
+    },
+    /// The runtime could not be made.
+    #[error("cannot start")]
+    Start(#[source] std::io::Error),
+    /// Logging could not be started.
+    #[error(transparent)]
+    Log(#[from] logging::InitError),
+    /// Store, keys or audit cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+impl ServeError {
+    /// Returns the exit status.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Listen { source: ListenError::InUse(_), .. } => exit::BUSY,
+            Self::Listen { .. } | Self::Start(_) | Self::Log(_) => exit::FAILURE,
+            Self::Open(error) => error.exit_code(),
+        }
+    }
+}
+
+/// The agent's clock, for certificates and records.
+pub fn clock() -> Clock {
+    Arc::new(clocks::now)
+}
+
+/// Serves until SIGTERM.
+///
+/// # Errors
+///
+/// See [`ServeError`].
+pub fn run(mut config: Config, generator: Generator) -> Result<(), ServeError> {
+    let listeners = Listeners::bind(config.listen)?;
+    let warnings = hardening::apply(&plan(&config));
+    let runtime = runtime::multi_thread().map_err(ServeError::Start)?;
+    let log = logging::init(config.log_format, std::mem::take(&mut config.log_filter))?;
+    let done = runtime.block_on(serve(&config, listeners, warnings, generator));
+    // What is still running holds nothing that must be finished.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    drop(log);
+    done
+}
+
+struct Listeners {
+    data: TcpListener,
+    enrolment: TcpListener,
+    admin: TcpListener,
+    ops: TcpListener,
+}
+
+impl Listeners {
+    fn bind(listen: Listen) -> Result<Self, ServeError> {
+        let bind = |port, address| listen::tcp(address).map_err(|source| ServeError::Listen { port, source });
+        Ok(Self {
+            data: bind("data", listen.data)?,
+            enrolment: bind("enrolment", listen.enrolment)?,
+            admin: bind("admin", listen.admin)?,
+            ops: bind("ops", listen.ops)?,
+        })
+    }
+}
+
+/// What the agent keeps: its store's directory, its audit, and its root key
+/// file to read.
+fn plan(config: &Config) -> Plan {
+    let store = config.store.parent().map(PathBuf::from);
+    let root = config.root.parent().map(PathBuf::from);
+    Plan {
+        read: root.into_iter().collect(),
+        write: store.into_iter().chain([config.audit.clone()]).collect(),
+        ..Plan::default()
+    }
+}
+
+async fn serve(
+    config: &Config,
+    listeners: Listeners,
+    warnings: Vec<Warning>,
+    generator: Generator,
+) -> Result<(), ServeError> {
+    for warning in warnings {
+        tracing::warn!(%warning, "a protection is missing on this machine");
+    }
+    let stop = signals::shutdown().map_err(ServeError::Start)?;
+    let mut registry = Registry::default();
+    let agent = Agent::open(config, &mut registry, clock(), clocks::monotonic, generator).await?;
+    let agent = Arc::new(agent);
+    let drain = Drain::new();
+    let tasks = TaskTracker::new();
+    let connections = Connections::observed_by(observer());
+    spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
+    spawn_work(&tasks, &agent, &stop);
+    tasks.close();
+    tracing::info!(
+        data = %config.listen.data, enrolment = %config.listen.enrolment, admin = %config.listen.admin,
+        clusters = agent.keyrings.keyrings().len(), version = env!("CARGO_PKG_VERSION"), "serving"
+    );
+    stop.cancelled().await;
+    drain.drain();
+    tasks.wait().await;
+    flush_audit(&agent);
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn spawn_ports(
+    tasks: &TaskTracker,
+    agent: &Arc<Agent>,
+    listeners: Listeners,
+    connections: &Connections,
+    drain: &Drain,
+    registry: Registry,
+) -> Result<(), ServeError> {
+    let tls = |auth| -> ServerTls {
+        let clock = Arc::clone(agent.clock());
+        agent_tls(Arc::clone(agent.own.live()), Arc::clone(&agent.roots), clock, auth)
+    };
+    let port = |listener, tls| TlsPort::from_std(listener, tls).map_err(ServeError::Start);
+    let limits = ServeLimits::default;
+    let body = |request: http::Request<hyper::body::Incoming>| request.map(tonic::body::Body::new);
+
+    let data = DataPlaneServer::new(agent.data_plane()).max_decoding_message_size(MAX_DATA_REQUEST);
+    let data = DeadlineLayer.layer(data.map_request(body));
+    let listener = port(listeners.data, tls(ClientAuth::Required))?;
+    tasks.spawn(fleet_kms_transport::serve(listener, data, limits(), connections.clone(), drain.clone()));
+
+    let enrolment = EnrolmentService::new(
+        Arc::clone(&agent.issuer),
+        Arc::clone(&agent.policy),
+        Arc::clone(&agent.bulletin),
+        Arc::clone(agent.own.live()),
+        Arc::clone(&agent.metrics),
+        clocks::monotonic,
+    );
+    let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(MAX_ENROLMENT_REQUEST);
+    let enrolment = DeadlineLayer.layer(enrolment.map_request(body));
+    let listener = port(listeners.enrolment, tls(ClientAuth::OptionalMayBeExpired))?;
+    tasks.spawn(fleet_kms_transport::serve(
+        listener,
+        enrolment,
+        limits(),
+        connections.clone(),
+        drain.clone(),
+    ));
+
+    let listener = port(listeners.admin, tls(ClientAuth::Required).with_http1())?;
+    let router = admin::router(Arc::clone(agent), connections.clone());
+    tasks.spawn(fleet_kms_transport::serve(listener, router, limits(), connections.clone(), drain.clone()));
+
+    ops::spawn(tasks, agent, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
+}
+
+fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, stop: &CancellationToken) {
+    tasks.spawn(rotation::run(
+        Arc::clone(&agent.control_plane),
+        Arc::clone(&agent.keyrings),
+        (clocks::now as fn() -> SystemTime, clocks::monotonic),
+        stop.clone(),
+    ));
+    let renewing = Arc::clone(agent);
+    tasks.spawn(every(OWN_CERTIFICATE_EVERY, stop.clone(), move || renew_own(&renewing)));
+    let flushing = Arc::clone(agent);
+    tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || flush_audit(&flushing)));
+}
+
+/// Does something again and again until `stop`.
+async fn every(pause: Duration, stop: CancellationToken, act: impl Fn() + Send) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => act(),
+        }
+    }
+}
+
+fn renew_own(agent: &Agent) {
+    if !agent_certificate_due(agent.own.live().certificate().not_after(), (agent.clock())()) {
+        return;
+    }
+    match agent.own.renew(&agent.issuer.authorities(), agent.clock()) {
+        Ok(()) => tracing::info!("renewed the agent's own certificate"),
+        Err(error) => {
+            tracing::error!(error = chain(&error), "the agent's own certificate cannot be renewed");
+        }
+    }
+}
+
+fn flush_audit(agent: &Agent) {
+    if let Err(error) = agent.data_log.flush((agent.clock())()) {
+        tracing::error!(error = chain(&error), "the data summary cannot be written to the audit");
+    }
+}
+
+/// Logs connections that came to no call; a denied peer is in the audit.
+fn observer() -> Observer {
+    Arc::new(|event| tracing::debug!(?event, "a connection was refused"))
+}
+
+/// What `check-store` found.
+#[derive(Debug)]
+pub struct StoreReport {
+    integrity: Integrity,
+}
+
+impl fmt::Display for StoreReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.integrity {
+            Integrity::Intact { rows } => write!(f, "{rows} rows, each as the last transaction left it"),
+            Integrity::Broken { rows } => {
+                write!(
+                    f,
+                    "{rows} rows, and they are not what the last transaction left: some were edited, replayed or deleted"
+                )
+            }
+        }
+    }
+}
+
+/// Why the store could not be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckStoreError {
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The head cannot be compared.
+    #[error(transparent)]
+    Head(#[from] HeadError),
+    /// The store is not as it was left.
+    #[error("{0}; restore a backup")]
+    Broken(StoreReport),
+}
+
+impl CheckStoreError {
+    /// Returns the exit status.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Storage(error) => error.exit_code(),
+            Self::Head(_) | Self::Broken(_) => exit::DATA,
+        }
+    }
+}
+
+/// Opens the store and compares every row with its head.
+///
+/// # Errors
+///
+/// See [`CheckStoreError`].
+pub async fn check_store(config: &Config, generator: Generator) -> Result<StoreReport, CheckStoreError> {
+    let storage = storage::open(&config.store, &config.root, config.name.as_str(), generator).await?;
+    let report = StoreReport { integrity: storage.ledger.check().await? };
+    match report.integrity {
+        Integrity::Intact { .. } => Ok(report),
+        Integrity::Broken { .. } => Err(CheckStoreError::Broken(report)),
+    }
+}

@@ -1,0 +1,30 @@
+//! Audit records in hash-chained JSON lines: the writer in the agent and the verifier anywhere.
+//!
+//! Two chains stand in one directory, one directory per agent. *Changes* (rotate, disable, enrol, …) are
+//! rare and each is on disk as an intent before it is done and as an outcome after; *data* (wrap, unwrap) is
+//! counted in memory and written as sums. Files are numbered `<chain>-<number>.jsonl` from 1 on without a
+//! gap, and a chain runs on from file to file.
+//!
+//! A record holds who, what, on which version, with what outcome and how long. It must never hold key
+//! material, plaintext, ciphertext or tokens: this crate takes no bytes that could be one.
+//!
+//! # Architecture Invariant
+//!
+//! A record is durable before [`ChangeLog::intent`] and [`ChangeLog::outcome`] return. Without a chain head
+//! kept elsewhere the verifier finds accidents only: whoever can write the files can write a new chain.
+
+mod record;
+mod chain;
+mod walk;
+mod writer;
+mod change_log;
+mod data_log;
+mod verify;
+
+pub use chain::{Chain, Head, MAX_LINE};
+pub use change_log::{ChangeLog, OpenIntent};
+pub use data_log::{Call, DataLog, Denial, MAX_DETAILS, MAX_DETAILS_EACH, MAX_IDENTITIES};
+pub use record::{ChangeId, ClusterRef, Event, Intent, InvalidChangeId, Outcome, Recorded};
+pub use verify::{ChainReport, Report, verify, verify_against};
+pub use walk::{Break, Torn, Why};
+pub use writer::{LogError, Opened};
