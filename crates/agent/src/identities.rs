@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use fleet_kms_identity::{Serial, SpiffeId};
 use fleet_kms_keyring::ClusterId;
+use fleet_kms_store::Revision;
 
 use crate::authz::{Role, Scope};
 use crate::ledger::{Ledger, LedgerError};
@@ -44,6 +45,8 @@ pub enum SerialStanding {
 pub struct LiveIdentity {
     /// Whose it is.
     pub id: SpiffeId,
+    /// The record's revision.
+    pub revision: Revision,
     /// The certificate in use.
     pub current: Option<Issued>,
     /// The certificate issued last and not yet seen in use.
@@ -113,10 +116,15 @@ impl LiveIdentities {
         all
     }
 
-    /// Makes a committed identity visible to the next call.
+    /// Makes a committed identity visible to the next call. One that is older
+    /// than what is known is dropped: a renewal that committed before a ban and
+    /// publishes after it must not lift the ban.
     pub fn publish(&self, identity: LiveIdentity) {
         let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        by_id.insert(identity.id.clone(), Arc::new(identity));
+        let newer = by_id.get(&identity.id).is_some_and(|known| known.revision > identity.revision);
+        if !newer {
+            by_id.insert(identity.id.clone(), Arc::new(identity));
+        }
     }
 
     /// Forgets an identity that was removed from the store.
@@ -144,6 +152,7 @@ pub fn parse(record: &Record<IdentityRecord>) -> Result<LiveIdentity, IdentityEr
         .collect::<Result<Vec<_>, _>>()?;
     Ok(LiveIdentity {
         id: payload.id.parse().map_err(|_| bad("SPIFFE ID"))?,
+        revision: record.revision,
         current: issued(&payload.current)?,
         next: issued(&payload.next)?,
         banned: payload.banned_ms != 0,
@@ -158,4 +167,29 @@ fn parse_issued(issued: &IssuedCertificate) -> Option<Issued> {
         spki_sha256: issued.spki_sha256.as_slice().try_into().ok()?,
         not_after: from_ms(issued.not_after_ms),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_record_published_late_does_not_lift_a_ban() {
+        let identity = |revision, banned| LiveIdentity {
+            id: "spiffe://fleet.test/admin/ada".parse().unwrap(),
+            revision: Revision(revision),
+            current: None,
+            next: None,
+            banned,
+            roles: Vec::new(),
+            scope: Scope::All,
+        };
+        let identities = LiveIdentities::default();
+        identities.publish(identity(7, false));
+        identities.publish(identity(9, true));
+        identities.publish(identity(8, false));
+        assert!(identities.all()[0].banned);
+        identities.publish(identity(10, false));
+        assert!(!identities.all()[0].banned);
+    }
 }
