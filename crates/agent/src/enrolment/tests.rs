@@ -6,6 +6,7 @@ use tonic::Code;
 
 use super::rig::{Rig, secret};
 use super::*;
+use crate::authz::{Role, Scope};
 use crate::grpc_code::REASON;
 
 struct Port {
@@ -17,19 +18,19 @@ struct Port {
 impl Port {
     async fn new() -> Self {
         let rig = Rig::new().await;
-        let bundle = rig.issuer.issue_agent(&"a1".parse().unwrap()).await.unwrap();
-        let chain = bundle.serving_chain().into_iter().map(CertificateDer::from).collect();
-        let serving = LiveIdentity::new(chain, &bundle.key).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let chain = rig.agent_chain("a1", &key).into_iter().map(CertificateDer::from).collect();
+        let serving = LiveIdentity::new(chain, &key).unwrap();
         let address = AgentAddress { data: "a1:7443".to_owned(), enrolment: "a1:7444".to_owned() };
         let service = EnrolmentService::new(
             Arc::clone(&rig.issuer),
             Arc::clone(&rig.policy),
-            Arc::new(Bulletin::new(vec![address], bundle.roots.clone())),
+            Arc::new(Bulletin::new(vec![address], Vec::new())),
             Arc::new(serving),
             Arc::new(Metrics::register(&mut Registry::default())),
             fleet_kms_process::clock::monotonic,
         );
-        Self { rig, service, agent_key: bundle.key.spki_sha256() }
+        Self { rig, service, agent_key: key.spki_sha256() }
     }
 
     fn request<T>(&self, message: T, shown: Option<&Certificate>) -> Request<T> {
@@ -127,11 +128,16 @@ async fn a_ban_by_another_agent_is_seen_by_the_next_renewal() {
 #[tokio::test]
 async fn only_nodes_renew_here() {
     let port = Port::new().await;
-    let agent = port.rig.issuer.issue_agent(&"a2".parse().unwrap()).await.unwrap();
-    let shown = Certificate::from_der(&agent.certified.chain[0]).unwrap();
+    let ada = "ada".parse().unwrap();
+    let admin = port.rig.issuer.issue_admin("host", &ada, &[Role::Operator], &Scope::All).await.unwrap();
+    let shown = Certificate::from_der(&admin.certified.chain[0]).unwrap();
     let denied = judged(port.renew(Some(&shown), csr()).await);
     assert_eq!(denied, (Code::PermissionDenied, "wrong_kind".to_owned()));
     assert!(port.rig.audit().contains("renew_refused"));
+    let agent = port.rig.agent_chain("a2", &KeyPair::generate().unwrap());
+    let shown = Certificate::from_der(&agent[0]).unwrap();
+    let denied = judged(port.renew(Some(&shown), csr()).await);
+    assert_eq!(denied, (Code::PermissionDenied, "wrong_kind".to_owned()));
 }
 
 #[tokio::test]

@@ -277,7 +277,7 @@ async fn of_a_thousand_enrolments_with_lost_replies_no_serial_is_issued_twice() 
                     match rig.issuer.enrol(&join).await {
                         Ok(certified) => seen.push(leaf(&certified)),
                         Err(EnrolError::Limited(_)) => {
-                            rig.pass(std::time::Duration::from_millis(10));
+                            rig.pass(Duration::from_millis(10));
                             tokio::task::yield_now().await;
                         }
                         Err(EnrolError::Failed(_)) => failures += 1,
