@@ -50,6 +50,11 @@ impl JoinToken {
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.issued)).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
+    /// Returns the secret, to be shown to an agent that has proved its root.
+    pub fn expose_secret(&self) -> &[u8; SECRET] {
+        &self.secret
+    }
+
     /// Returns the SHA-256 of the secret: the name that the agent stores the token under.
     pub fn hash(&self) -> [u8; 32] {
         Sha256::digest(self.secret.as_slice()).into()

@@ -35,7 +35,9 @@ fn main() -> anyhow::Result<()> {
     echo.wait_ready("its socket", START_LIMIT, || echo_socket.exists().then_some(()))?;
     let client = kms_client(ClientVersion::V0_37_2)?;
 
-    println!("Decrypt of one 32-byte DEK, KMS v1, kube-apiserver's own client; {ROUNDS} interleaved rounds of {CALLS} calls");
+    println!(
+        "Decrypt of one 32-byte DEK, KMS v1, kube-apiserver's own client; {ROUNDS} interleaved rounds of {CALLS} calls"
+    );
     for callers in ["1", "16", "64"] {
         let (mut ours, mut floor) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
@@ -52,7 +54,8 @@ fn round(client: &Path, socket: &Path, callers: &str) -> anyhow::Result<Round> {
     command.args(["bench", "-socket"]).arg(socket);
     command.args(["-calls", CALLS, "-warmup", WARM_UP, "-callers", callers]);
     let line: Value = serde_json::from_str(run(&mut command)?.trim())?;
-    let field = |name: &str| line.get(name).and_then(Value::as_f64).with_context(|| format!("{name} in {line}"));
+    let field =
+        |name: &str| line.get(name).and_then(Value::as_f64).with_context(|| format!("{name} in {line}"));
     let round = Round { p50: field("p50_us")?, p99: field("p99_us")?, per_second: field("per_second")? };
     ensure!(round.p50 > 0.0, "a call took no time: {line}");
     Ok(round)
@@ -63,8 +66,7 @@ fn table(callers: &str, ours: &[Round], floor: &[Round]) {
     let of = |rounds: &[Round], pick: fn(&Round) -> f64| median(rounds.iter().map(pick));
     println!("\n{callers:>2} callers     {:>10} {:>10} {:>12}", "p50 µs", "p99 µs", "calls/s");
     for (name, rounds) in [("both hops", ours), ("echo floor", floor)] {
-        let (p50, p99, rate) =
-            (of(rounds, |r| r.p50), of(rounds, |r| r.p99), of(rounds, |r| r.per_second));
+        let (p50, p99, rate) = (of(rounds, |r| r.p50), of(rounds, |r| r.p99), of(rounds, |r| r.per_second));
         println!("  {name:<12} {p50:>10.0} {p99:>10.0} {rate:>12.0}");
     }
     let (p50, p99, rate) = (ratio(|r| r.p50), ratio(|r| r.p99), ratio(|r| r.per_second));

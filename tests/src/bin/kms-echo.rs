@@ -21,7 +21,7 @@ use fleet_kms_proto::v1beta1::key_management_service_server::{
 use fleet_kms_proto::v1beta1::{
     DecryptRequest, DecryptResponse, EncryptRequest, EncryptResponse, VersionRequest, VersionResponse,
 };
-use fleet_kms_sidecar::authority::io::AuthorityRewrite;
+use fleet_kms_sidecar::authority::AuthorityRewrite;
 use fleet_kms_transport::{
     ClientAuth, ClientTls, Clock, ConnectOptions, Connections, Drain, LinkService, LiveIdentity, Roots,
     ServeLimits, ServerTls, TlsPort, UnixPort, agent_client_tls, agent_tls, connect, serve,
@@ -50,7 +50,13 @@ fn main() -> anyhow::Result<()> {
     let address = listener.local_addr()?.to_string();
     agent.block_on(async {
         let port = TlsPort::from_std(listener, server)?;
-        tokio::spawn(serve(port, body(DataPlaneServer::new(Echo)), limits(), Connections::new(), Drain::new()));
+        tokio::spawn(serve(
+            port,
+            body(DataPlaneServer::new(Echo)),
+            limits(),
+            Connections::new(),
+            Drain::new(),
+        ));
         anyhow::Ok(())
     })?;
     let sidecar = fleet_kms_process::runtime::current_thread(1)?;

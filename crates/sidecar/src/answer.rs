@@ -1,0 +1,120 @@
+//! What every answer to kube-apiserver has in common: its deadline, and that it
+//! is counted, logged and remembered for `/readyz`.
+//!
+//! Every handler's body runs through [`Answers::answer`]; a handler names no
+//! metric, no log line and no gRPC code.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fleet_kms_transport::deadline::Deadline;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use crate::grpc_code::CallError;
+use crate::metrics::{Metrics, OK, Operation};
+
+/// Between two log lines about the same outcome of the same operation. During an
+/// outage every call fails alike.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// The time for a call that came without a deadline, as in tests that serve the
+/// handlers alone. `transport`'s layer gives every call one.
+const DEFAULT_TIME: Duration = Duration::from_secs(10);
+
+/// How much earlier than `transport`'s layer we give up, so that the answer says
+/// why.
+const OWN_MARGIN: Duration = Duration::from_millis(5);
+
+/// One call: its message, and until when it must be answered.
+#[derive(Debug)]
+pub struct Call<T> {
+    /// What kube-apiserver sent.
+    pub message: T,
+    /// When an answer is of no more use.
+    pub deadline: Instant,
+}
+
+/// Answers calls. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct Answers(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    metrics: Metrics,
+    readiness: Mutex<Result<(), String>>,
+    logged: Mutex<HashMap<(Operation, &'static str), Logged>>,
+}
+
+#[derive(Debug)]
+struct Logged {
+    last: Instant,
+    left_out: u64,
+}
+
+impl Answers {
+    /// Not ready until something succeeds.
+    pub fn new(metrics: Metrics) -> Self {
+        let readiness = Mutex::new(Err("no kms-agent has answered yet".to_owned()));
+        Self(Arc::new(Shared { metrics, readiness, logged: Mutex::default() }))
+    }
+
+    /// Runs the body of one handler and makes its outcome known.
+    pub async fn answer<Q, A, F>(
+        &self,
+        operation: Operation,
+        request: Request<Q>,
+        body: impl FnOnce(Call<Q>) -> F,
+    ) -> Result<Response<A>, Status>
+    where
+        F: Future<Output = Result<A, CallError>>,
+    {
+        let arrived = Instant::now();
+        let deadline = match request.extensions().get::<Deadline>() {
+            Some(Deadline(deadline)) => *deadline - OWN_MARGIN,
+            None => arrived + DEFAULT_TIME,
+        };
+        let result = body(Call { message: request.into_inner(), deadline }).await;
+        let now = Instant::now();
+        let outcome = result.as_ref().map_or_else(CallError::outcome, |_| OK);
+        self.0.metrics.answered(operation, outcome, now.duration_since(arrived));
+        if operation != Operation::V1Version {
+            self.note_health(result.as_ref().err());
+        }
+        result.map(Response::new).map_err(|error| {
+            self.log(operation, &error, now);
+            Status::from(error)
+        })
+    }
+
+    /// Remembers what a real call says about this node.
+    pub fn note_health(&self, error: Option<&CallError>) {
+        let readiness = match error {
+            Some(error) if error.is_node_failure() => Err(error.text()),
+            _ => Ok(()),
+        };
+        *self.0.readiness.lock().unwrap_or_else(PoisonError::into_inner) = readiness;
+    }
+
+    /// What the last real call said: for `/readyz`.
+    pub fn readiness(&self) -> Result<(), String> {
+        self.0.readiness.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn log(&self, operation: Operation, error: &CallError, now: Instant) {
+        let mut logged = self.0.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out = match logged.get_mut(&(operation, error.outcome())) {
+            Some(entry) if now.duration_since(entry.last) < LOG_EVERY => {
+                entry.left_out += 1;
+                return;
+            }
+            Some(entry) => std::mem::take(&mut entry.left_out),
+            None => 0,
+        };
+        logged.insert((operation, error.outcome()), Logged { last: now, left_out: 0 });
+        drop(logged);
+        let error: &dyn std::error::Error = error;
+        tracing::warn!(?operation, error, left_out, "a call of kube-apiserver failed");
+    }
+}

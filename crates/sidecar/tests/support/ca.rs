@@ -1,0 +1,83 @@
+//! A fleet CA: root, issuing CA, leaves.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fleet_kms_identity::KeyPair;
+use fleet_kms_transport::{ClientTls, Clock, LiveIdentity, Roots, agent_client_tls};
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+use rustls_pki_types::CertificateDer;
+
+pub const CLUSTER: &str = "0f0e0d0c-0b0a-0908-0706-050403020100";
+
+pub fn clock() -> Clock {
+    Arc::new(SystemTime::now)
+}
+
+pub struct Ca {
+    root: CertificateDer<'static>,
+    issuing: CertificateDer<'static>,
+    issuer: Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Ca {
+    pub fn new() -> Self {
+        let authority = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+            params.not_before = (SystemTime::now() - Duration::from_secs(3_600)).into();
+            params.not_after = (SystemTime::now() + Duration::from_secs(86_400)).into();
+            (params, rcgen::KeyPair::generate().unwrap())
+        };
+        let (root_params, root_key) = authority("root");
+        let root = root_params.self_signed(&root_key).unwrap();
+        let root_issuer = Issuer::from_params(&root_params, &root_key);
+        let (params, key) = authority("issuing");
+        let issuing = params.signed_by(&key, &root_issuer).unwrap();
+        Self { root: root.der().clone(), issuing: issuing.der().clone(), issuer: Issuer::new(params, key) }
+    }
+
+    pub fn roots(&self) -> Arc<Roots> {
+        Arc::new(Roots::new(vec![self.root.clone()]).unwrap())
+    }
+
+    pub fn root_der(&self) -> Vec<u8> {
+        self.root.to_vec()
+    }
+
+    pub fn agent(&self, name: &str) -> Arc<LiveIdentity> {
+        self.leaf(&format!("spiffe://prod/agent/{name}"), ExtendedKeyUsagePurpose::ServerAuth)
+    }
+
+    pub fn node(&self, name: &str) -> Arc<LiveIdentity> {
+        self.leaf(
+            &format!("spiffe://prod/cluster/{CLUSTER}/node/{name}"),
+            ExtendedKeyUsagePurpose::ClientAuth,
+        )
+    }
+
+    pub fn leaf(&self, uri: &str, usage: ExtendedKeyUsagePurpose) -> Arc<LiveIdentity> {
+        let key = KeyPair::generate().unwrap();
+        let pem = key.to_pem();
+        let rcgen_key = rcgen::KeyPair::from_pem(&pem).unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        params.extended_key_usages = vec![usage];
+        params.serial_number = Some(SerialNumber::from_slice(&[7; 16]));
+        params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
+        params.not_after = (SystemTime::now() + Duration::from_secs(3_600)).into();
+        params.custom_extensions = Vec::<CustomExtension>::new();
+        let leaf = params.signed_by(&rcgen_key, &self.issuer).unwrap();
+        let chain = vec![leaf.der().clone(), self.issuing.clone()];
+        Arc::new(LiveIdentity::new(chain, &key).unwrap())
+    }
+
+    pub fn client_tls(&self, identity: Arc<LiveIdentity>) -> ClientTls {
+        agent_client_tls(Some(identity), self.roots(), clock(), "prod".parse().unwrap())
+    }
+}
