@@ -221,7 +221,6 @@ impl Rig {
         let csr = Csr::from_der(&key.csr_der().unwrap()).unwrap();
         let stale = LiveIdentities::default();
         stale.publish(LiveIdentity {
-            revision: Revision::ABSENT,
             id: shown.id().clone(),
             revision: Revision::ABSENT,
             current: Some(Issued {
