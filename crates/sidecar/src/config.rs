@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use crate::socket::{Account, MAX_PATH, SocketConfig};
 
-/// The prefix of environment variables: `KMS_SIDECAR__SOCKET__PATH`.
-pub const ENVIRONMENT: &str = "KMS_SIDECAR";
+/// The prefix of environment variables: `FLEET_KMS_SIDECAR__SOCKET__PATH`.
+pub const ENVIRONMENT: &str = "FLEET_KMS_SIDECAR";
 
 /// The longest `hold_for`: calls have a deadline of 10 s at most.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
@@ -61,7 +61,7 @@ pub struct RawIdentity {
 
 impl Default for RawIdentity {
     fn default() -> Self {
-        Self { directory: "/var/lib/kms-sidecar".into(), node: None }
+        Self { directory: "/var/lib/fleet-kms/sidecar".into(), node: None }
     }
 }
 

@@ -17,6 +17,10 @@ pub mod links;
 pub mod agent_link;
 
 pub mod node_status;
+pub mod node_identity;
+pub mod enrolment;
+pub mod upkeep;
+pub mod believed_time;
 
 pub mod grpc_code;
 pub mod metrics;

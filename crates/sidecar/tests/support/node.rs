@@ -38,7 +38,7 @@ impl Node {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let links = Links::new(LinkContext::new(1), hold_for, metrics.clone());
-        let node_status = NodeStatus::new(links.clone(), metrics.clone(), 0);
+        let node_status = NodeStatus::new(links.clone(), metrics.clone());
         let answers = Answers::new(metrics);
         let directory = tempfile::tempdir().unwrap();
         let config =
