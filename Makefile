@@ -1,5 +1,5 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: help demo demo-stop test check fmt-check lint doc deny proto proto-check
+.PHONY: help demo demo-stop test check fmt-check lint doc deny proto proto-check openapi
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,3 +33,6 @@ proto: ## generate crates/proto/src/generated from proto/
 
 proto-check: proto ## fail when the generated code differs from proto/
 	git diff --exit-code -- crates/proto/src/generated
+
+openapi: ## write docs/openapi.json from the admin API's types
+	UPDATE_OPENAPI=1 cargo test -q -p fleet-kms-admin-api the_document_in_the_tree

@@ -111,12 +111,10 @@ with_lock() {
 go_build() {
     local module=$1 modfile=$2 package=$3 ldflags=$4 output=$5
     local partial="$output.partial"
-    mkdir -p "$(dirname "$output")"
-    (
-        cd "$module"
-        # shellcheck disable=SC2086 # the constant is a list of assignments
-        env $BUILD_ENV GOFLAGS="$BUILD_FLAGS" \
-            go build -modfile "$modfile" -ldflags "$ldflags" -o "$partial" "$package" >&2
-    )
-    mv "$partial" "$output"
+    # Chained, because `set -e` does not hold in what `timed` runs.
+    # shellcheck disable=SC2086 # the constant is a list of assignments
+    mkdir -p "$(dirname "$output")" &&
+        (cd "$module" && env $BUILD_ENV GOFLAGS="$BUILD_FLAGS" \
+            go build -modfile "$modfile" -ldflags "$ldflags" -o "$partial" "$package" >&2) &&
+        mv "$partial" "$output"
 }

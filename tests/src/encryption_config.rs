@@ -19,6 +19,15 @@ impl EncryptionConfig {
         Self::kms("v2", "kms-plugin", socket)
     }
 
+    /// As [`EncryptionConfig::v1`], but the API server keeps no DEK, so that each read asks the plugin.
+    pub fn v1_without_cache(socket: &Path) -> Self {
+        let mut config = Self::v1(socket);
+        for provider in &mut config.providers {
+            *provider = provider.replace("cachesize: 20000", "cachesize: -1");
+        }
+        config
+    }
+
     /// In clear.
     pub fn identity() -> Self {
         Self { providers: vec!["- identity: {}".to_owned()] }

@@ -25,7 +25,10 @@ impl LinkService {
         Self { sender }
     }
 
-    /// Tells whether the link takes no more calls: it is down, or the agent has sent GOAWAY.
+    /// Tells whether the link takes no more calls.
+    ///
+    /// After a GOAWAY with calls still in flight hyper notices at the next call only: that one fails with
+    /// [`LinkError::Closed`], unsent.
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
