@@ -18,6 +18,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::believed_time::BelievedTime;
 use crate::enrolment::FirstCertificate;
+use crate::errors::chain;
 use crate::node_status::Learnt;
 
 /// Why an identity could not be read or written.
@@ -85,8 +86,10 @@ impl NodeIdentity {
         };
         let roots = directory.roots()?.ok_or(IdentityError::NoRoots)?;
         let state = directory.state().unwrap_or_else(|error| {
-            let error: &dyn std::error::Error = &error;
-            tracing::warn!(error, "the state beside the identity is lost; it is learnt again");
+            tracing::warn!(
+                error = chain(&error),
+                "the state beside the identity is lost; it is learnt again"
+            );
             State::default()
         });
         time.has_passed(state.last_good_time());

@@ -18,6 +18,7 @@ use tokio::time::sleep;
 use crate::answer::Answers;
 use crate::believed_time::BelievedTime;
 use crate::enrolment::{self, EnrolmentError, NODE_MISSING, Random};
+use crate::errors::chain;
 use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::node_identity::{IdentityError, NodeIdentity, install_first, next_key};
@@ -222,16 +223,4 @@ fn say_once(said: &mut String, what: &str) {
         tracing::warn!("{what}");
         what.clone_into(said);
     }
-}
-
-/// An error with its causes, for this node's log.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

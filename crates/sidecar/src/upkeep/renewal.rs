@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 use fleet_kms_identity::{Renewal, renewal_due};
 use tokio::time::sleep;
 
-use super::{EnrolError, Moved, chain};
+use super::{EnrolError, Moved};
 use crate::believed_time::BelievedTime;
 use crate::enrolment::{self, Random};
+use crate::errors::chain;
 use crate::metrics::OK;
 use crate::node_identity::NodeIdentity;
 

@@ -44,7 +44,8 @@ impl Node {
         let config =
             SocketConfig { path: directory.path().join("kms.sock"), mode: 0o600, owner: None, group: None };
         let (path, bound) = SocketPath::claim(config, 1).unwrap();
-        let (port, handed_over) = keep_bound(path, bound, AuthorityRewrite::new).unwrap();
+        let ops = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (port, handed_over) = keep_bound(path, bound, ops, AuthorityRewrite::new).unwrap();
         tokio::spawn(handed_over);
         let service = Kms::service(links.clone(), node_status.clone(), answers.clone());
         let drain = Drain::new();
