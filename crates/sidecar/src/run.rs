@@ -211,15 +211,12 @@ async fn start(
 }
 
 type Replaced = BoxFuture<'static, ()>;
+type Port = SocketPort<fn(UnixStream) -> AuthorityRewrite<UnixStream>>;
 
 impl Socket {
     /// Returns kube-apiserver's port, when a successor has replaced this
     /// process, and the talk with the process before.
-    fn open(
-        self,
-        ops: &TcpListener,
-    ) -> io::Result<(SocketPort<fn(UnixStream) -> AuthorityRewrite<UnixStream>>, Replaced, Option<Handover>)>
-    {
+    fn open(self, ops: &TcpListener) -> io::Result<(Port, Replaced, Option<Handover>)> {
         let wrap: fn(UnixStream) -> AuthorityRewrite<UnixStream> = AuthorityRewrite::new;
         match self {
             Self::Inherited(listener) => {
