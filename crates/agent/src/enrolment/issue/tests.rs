@@ -69,6 +69,20 @@ async fn the_same_token_and_key_get_the_same_certificate_again_even_when_the_tok
 }
 
 #[tokio::test]
+async fn another_token_with_the_same_key_is_a_new_enrolment() {
+    let rig = Rig::new().await;
+    let key = key();
+    let old = rig.enrol("cp1", &key).await.unwrap();
+    let error = refused(&rig, &Rig::join(&rig.token("").await, &key, "cp1")).await;
+    assert!(matches!(error, EnrolError::NameTaken));
+    let new = rig.enrol("cp1", &key).await.unwrap();
+    assert_eq!(
+        (standing(&rig, &old), standing(&rig, &new)),
+        (SerialStanding::Superseded, SerialStanding::Current)
+    );
+}
+
+#[tokio::test]
 async fn a_certificate_handed_out_again_may_connect_to_this_agent() {
     let rig = Rig::new().await;
     let (token, key) = (rig.token("cp1").await, key());
