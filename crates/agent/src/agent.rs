@@ -136,6 +136,7 @@ pub struct Agent {
     ledger: Arc<Ledger>,
     clock: Clock,
     monotonic: fn() -> Instant,
+    generator: Generator,
 }
 
 impl Agent {
@@ -201,6 +202,7 @@ impl Agent {
             ledger,
             clock,
             monotonic,
+            generator,
         })
     }
 
@@ -221,6 +223,11 @@ impl Agent {
             Arc::clone(&self.bulletin),
             self.monotonic,
         )
+    }
+
+    /// Returns the agent's generator.
+    pub fn generator(&self) -> Generator {
+        self.generator
     }
 
     /// Returns the agent's clock.

@@ -99,7 +99,7 @@ fn refusal(action: &'static str, shown: &Certificate, reason: &'static str) -> E
         .detail("serial", shown.serial().to_string())
 }
 
-fn token_name(hash: &[u8; 32]) -> String {
+pub(crate) fn token_name(hash: &[u8; 32]) -> String {
     let [a, b, c, d, e, f, g, h, ..] = *hash;
     HEXLOWER.encode(&[a, b, c, d, e, f, g, h])
 }

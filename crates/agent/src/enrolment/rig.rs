@@ -164,7 +164,10 @@ impl Rig {
 
     pub(crate) async fn token_with(&self, terms: TokenTerms) -> JoinToken {
         let authorities = self.authorities.load_full();
-        tokens::create(&self.changes, &authorities, &terms, "admin", &mut *generator()).await.unwrap()
+        tokens::create(&self.changes, &authorities, &terms, ("admin", None), &mut *generator())
+            .await
+            .unwrap()
+            .token
     }
 
     /// A token for one use, bound to `node` or, when that is empty, to none.
