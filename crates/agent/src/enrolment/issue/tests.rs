@@ -89,14 +89,14 @@ async fn a_certificate_handed_out_again_may_connect_to_this_agent() {
     let join = Rig::join(&token, &key, "");
     let id = rig.issuer.enrol(&join).await.unwrap().id;
     // As if another agent had issued it.
-    rig.identities.remove(&id);
+    rig.forget(&id);
     rig.issuer.enrol(&join).await.unwrap();
     let node = leaf(&rig.issuer.enrol(&join).await.unwrap());
     assert_eq!(standing(&rig, &node), SerialStanding::Current);
 
     let next = self::key();
     rig.renew(&node, &next).await.unwrap();
-    rig.identities.remove(&id);
+    rig.forget(&id);
     let renewed = rig.renew(&node, &next).await.unwrap();
     assert_eq!(standing(&rig, &renewed), SerialStanding::Next);
 }
