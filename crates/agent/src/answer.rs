@@ -17,6 +17,7 @@ use crate::caller::Caller;
 use crate::enrolment::issue::Issuer;
 use crate::grpc_code::DataError;
 use crate::metrics::Metrics;
+use crate::sightings::Sightings;
 
 /// What a handler works with.
 pub struct Call<A, In> {
@@ -55,6 +56,7 @@ pub struct Answers {
     issuer: Arc<Issuer>,
     audit: Arc<DataLog>,
     metrics: Arc<Metrics>,
+    sightings: Arc<Sightings>,
     clock: Clock,
     monotonic: fn() -> Instant,
 }
@@ -65,10 +67,11 @@ impl Answers {
         (policy, issuer): (Arc<Policy>, Arc<Issuer>),
         audit: Arc<DataLog>,
         metrics: Arc<Metrics>,
+        sightings: Arc<Sightings>,
         clock: Clock,
         monotonic: fn() -> Instant,
     ) -> Self {
-        Self { policy, issuer, audit, metrics, clock, monotonic }
+        Self { policy, issuer, audit, metrics, sightings, clock, monotonic }
     }
 
     /// Answers one request: who, may they, `handler`, say so.
@@ -154,5 +157,8 @@ impl Answers {
         let address = caller.as_ref().map_or_else(String::new, |caller| caller.address().ip().to_string());
         let denial = Denial { identity: &identity, address: &address, operation, reason: denied.label() };
         self.audit.denied(&denial, now);
+        if let (Denied::Superseded, Some(caller)) = (denied, caller) {
+            self.sightings.superseded(caller);
+        }
     }
 }

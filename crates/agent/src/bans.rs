@@ -12,6 +12,11 @@ use fleet_kms_identity::SpiffeId;
 pub const BAN: &str = "node_ban";
 /// The action that lifts a ban.
 pub const UNBAN: &str = "node_unban";
+/// The action that forgets a node. The restored store may know it still, so it
+/// comes back as banned.
+const REMOVE: &str = "node_remove";
+/// The action that makes a node, also one that was removed before.
+const ENROL: &str = "enrol";
 
 /// What the audit says about bans.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,7 +53,8 @@ pub fn read<P: AsRef<Path>>(directories: &[P]) -> Result<Bans, BansError> {
     for directory in directories {
         let directory = directory.as_ref();
         let failed = |source| BansError { directory: directory.display().to_string(), source };
-        let past = past_changes(directory, |action| matches!(action, BAN | UNBAN)).map_err(failed)?;
+        let past = past_changes(directory, |action| matches!(action, BAN | UNBAN | REMOVE | ENROL))
+            .map_err(failed)?;
         bans.lines += past.lines;
         if past.broken.is_some() {
             bans.broken.push(directory.display().to_string());
@@ -56,15 +62,20 @@ pub fn read<P: AsRef<Path>>(directories: &[P]) -> Result<Bans, BansError> {
         changes.extend(past.changes);
     }
     changes.sort_by(|a, b| a.time.cmp(&b.time));
-    let mut states: BTreeMap<String, (SpiffeId, bool)> = BTreeMap::new();
+    let mut states: BTreeMap<String, (SpiffeId, &'static str)> = BTreeMap::new();
     for change in changes {
-        let banned = change.action == BAN;
         let Some(id) = change.target.as_deref().and_then(|id| id.parse::<SpiffeId>().ok()) else { continue };
-        if banned || change.done {
-            states.insert(id.to_string(), (id, banned));
-        }
+        let known = states.get(&id.to_string()).map(|(_, action)| *action);
+        let word = match change.action.as_str() {
+            BAN => BAN,
+            UNBAN if change.done => UNBAN,
+            REMOVE if known != Some(BAN) => REMOVE,
+            ENROL if change.done && known == Some(REMOVE) => UNBAN,
+            _ => continue,
+        };
+        states.insert(id.to_string(), (id, word));
     }
-    bans.states = states.into_values().collect();
+    bans.states = states.into_values().map(|(id, word)| (id, word != UNBAN)).collect();
     Ok(bans)
 }
 
@@ -107,13 +118,21 @@ mod tests {
         );
         log(
             two.path(),
-            &[(4, UNBAN, "lifted", done), (5, UNBAN, "again", None), (6, "enrol", "other", done)],
+            &[
+                (4, UNBAN, "lifted", done),
+                (5, UNBAN, "again", None),
+                (6, ENROL, "other", done),
+                (7, REMOVE, "gone", done),
+                (7, REMOVE, "back", done),
+                (8, ENROL, "back", done),
+            ],
         );
         let bans = read(&[one.path(), two.path()]).unwrap();
         let names: Vec<_> = bans.states.iter().map(|(id, banned)| (id.to_string(), *banned)).collect();
         let short: Vec<_> =
             names.iter().map(|(id, banned)| (id.rsplit('/').next().unwrap(), *banned)).collect();
-        assert_eq!(short, [("again", true), ("lifted", false), ("open", true)]);
+        let expected = [("again", true), ("back", false), ("gone", true), ("lifted", false), ("open", true)];
+        assert_eq!(short, expected);
         assert!(bans.broken.is_empty());
     }
 }

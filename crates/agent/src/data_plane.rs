@@ -21,6 +21,7 @@ use crate::ledger::Ledger;
 use crate::live_keyrings::{LiveKeyrings, Reloaded, UnwrapError, Unwrapped};
 use crate::nodes::Nodes;
 use crate::rolled_back::RolledBack;
+use crate::sightings::Sightings;
 
 /// Wrapped DEKs in one Unwrap.
 pub const MAX_BATCH: usize = 512;
@@ -40,6 +41,7 @@ struct Shared {
     nodes: Arc<Nodes>,
     bulletin: Arc<Bulletin>,
     rolled_back: Arc<RolledBack>,
+    sightings: Arc<Sightings>,
     monotonic: fn() -> Instant,
 }
 
@@ -52,9 +54,10 @@ impl DataPlaneService {
         nodes: Arc<Nodes>,
         bulletin: Arc<Bulletin>,
         rolled_back: Arc<RolledBack>,
+        sightings: Arc<Sightings>,
         monotonic: fn() -> Instant,
     ) -> Self {
-        let shared = Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, monotonic };
+        let shared = Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, monotonic };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -120,6 +123,7 @@ impl Shared {
         call: Call<actions::Status, StatusRequest>,
     ) -> Result<(StatusResponse, Vec<Said>), DataError> {
         let active = self.keyrings.active(&call.permit)?;
+        self.sightings.in_use(&call.caller);
         self.nodes.report(call.caller.id(), call.message, call.now);
         let response = StatusResponse {
             key_id: active.key_id.as_bytes().to_vec(),

@@ -261,6 +261,7 @@ impl Ledger {
         let mut head = self.head.lock().await;
         let result = self.commit_over(&mut head, &changeset, &change_row).await;
         if result.is_err() {
+            let settled = self.still_there(settled).await;
             self.settled().extend(settled);
         }
         result
@@ -342,6 +343,20 @@ impl Ledger {
             Some(row) => Ok(row.revision),
             None => Err(WriteError::NotApplied(error)),
         }
+    }
+
+    /// Drops the records that another transaction has removed: after a lost
+    /// reply one may apply late, and expecting a record that it took along
+    /// would make every later change conflict.
+    async fn still_there(&self, settled: Vec<Record<ChangeRecord>>) -> Vec<Record<ChangeRecord>> {
+        let mut there = Vec::with_capacity(settled.len());
+        for record in settled {
+            match self.store.get(&record.row).await {
+                Ok(row) if row.as_ref().map(|row| row.revision) != Some(record.revision) => {}
+                Ok(_) | Err(_) => there.push(record),
+            }
+        }
+        there
     }
 
     fn change_record(&self, mark: &Mark) -> ChangeRecord {

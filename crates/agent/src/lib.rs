@@ -38,6 +38,7 @@ pub mod rolled_back;
 pub mod bulletin;
 pub mod clusters;
 pub mod identities;
+pub mod sightings;
 pub mod nodes;
 pub mod ledger;
 pub mod records;

@@ -94,6 +94,7 @@ mod tests {
         let serial = Serial::new(number, [1; 8]).unwrap();
         LiveIdentity {
             id: id.parse().unwrap(),
+            revision: fleet_kms_store::Revision(1),
             current: Some(Issued { serial, spki_sha256: [0; 32], not_after: from_ms(AT) }),
             next: None,
             banned: false,
