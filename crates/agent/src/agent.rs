@@ -1,12 +1,12 @@
 //! The agent put together: what `run`, `check-store` and tests share.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use fleet_kms_audit::{ChangeLog, DataLog};
 use fleet_kms_identity::{KeyPair, KeyPairError, Serial, SpiffeId, Subject, TrustDomain};
-use fleet_kms_keyring::SlotId;
 use fleet_kms_process::exit;
 use fleet_kms_transport::{Clock, LiveIdentity, LiveIdentityError, Roots, RootsError};
 use prometheus_client::registry::Registry;
@@ -15,6 +15,7 @@ use rustls_pki_types::CertificateDer;
 use crate::answer::Answers;
 use crate::authz::{Policy, internal};
 use crate::backup::Backups;
+use crate::bans::Bans;
 use crate::bulletin::Bulletin;
 use crate::ca::{self, Authorities, RolloverError, SignError};
 use crate::changes::{ChangeError, Changes, Unconfirmed};
@@ -29,9 +30,12 @@ use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
+use crate::recovery::{RecoverError, Recovered, Recovery};
 use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
+use crate::slots::Slots;
 use crate::storage::{self, Storage, StorageError};
+use crate::trail::Event;
 use crate::witness::Witness;
 
 /// Why an agent cannot start.
@@ -158,8 +162,10 @@ pub struct Agent {
     pub backups: Arc<Backups>,
     /// Raises the alarm when the store turns out to be an old copy.
     pub rolled_back: Arc<RolledBack>,
-    /// The root slot that opened the store.
-    pub slot: SlotId,
+    /// Works on the root slots.
+    pub slots: Arc<Slots>,
+    /// The directory of the audit.
+    pub audit: PathBuf,
     /// KEKs that do not open.
     pub damaged: usize,
     authorities: Arc<ArcSwap<Authorities>>,
@@ -246,6 +252,8 @@ impl Agent {
             generator,
         );
         let control_plane = Arc::new(control_plane.with_backups(Arc::clone(&backups)));
+        let slots =
+            Slots::new(Arc::clone(&changes), Arc::clone(&keyrings), Arc::clone(&backups), slot, generator);
         let rolled_back =
             RolledBack::new(Arc::clone(&changes), Arc::clone(&control_plane), Arc::clone(&clusters));
         Ok(Self {
@@ -258,7 +266,8 @@ impl Agent {
             control_plane,
             backups,
             rolled_back: Arc::new(rolled_back),
-            slot,
+            slots: Arc::new(slots),
+            audit: config.audit.clone(),
             issuer: Arc::new(issuer),
             data_log: Arc::new(data_log),
             bulletin: Arc::new(bulletin),
@@ -339,6 +348,31 @@ impl Agent {
     /// Returns the agent's generator.
     pub fn generator(&self) -> Generator {
         self.generator
+    }
+
+    /// Wipes the store key, what is derived from it and the CA's key, and stops
+    /// serving keys. A restart with a root slot unlocks.
+    pub async fn lock(&self) {
+        self.keyrings.lock();
+        self.issuer.authorities().lock();
+        self.changes.event(Event::new("lock", "host")).await;
+        self.changes.lock().await;
+        tracing::warn!("the agent is locked: no key can be used until it is restarted");
+    }
+
+    /// Makes the store good after an operator's word, bans included.
+    ///
+    /// # Errors
+    ///
+    /// When a step fails; the store is then as unconfirmed as before.
+    pub async fn confirm(&self, bans: &Bans) -> Result<Recovered, RecoverError> {
+        let recovery = Recovery {
+            changes: &self.changes,
+            keyrings: &self.keyrings,
+            control_plane: &self.control_plane,
+            identities: &self.identities,
+        };
+        recovery.run(bans, 0).await
     }
 
     /// Returns the agent's clock.

@@ -137,6 +137,12 @@ impl Changes {
         Ok(count)
     }
 
+    /// Does something while no change is under way.
+    pub(crate) async fn between_changes<F: Future<Output = ()>>(&self, act: impl FnOnce() -> F) {
+        let _all = self.locked.write().await;
+        act().await;
+    }
+
     /// Refuses all changes from now on and wipes the ledger's keys, after the
     /// changes that are under way.
     pub(crate) async fn lock(&self) {
@@ -236,6 +242,20 @@ impl Changes {
             self.close(intent.change, if happened { Closed::Done } else { Closed::NotDone(why) }).await;
         }
         Ok(open.len())
+    }
+
+    /// As [`Self::close_open_intents`], for a store that was restored: what it
+    /// does not have may have been in the lost one, so nobody knows.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn close_lost_intents(&self) -> Result<(), LedgerError> {
+        for intent in self.log.open_intents() {
+            let happened = self.ledger.happened(&intent.change).await?;
+            self.close(intent.change, if happened { Closed::Done } else { Closed::Unknown }).await;
+        }
+        Ok(())
     }
 
     async fn attempt<T, E, F, P>(&self, mark: &Mark, prepare: P) -> Result<(T, Revision), ChangeError<E>>

@@ -203,8 +203,21 @@ impl ControlPlane {
         &self,
         permit: &Permit<actions::Recovery>,
     ) -> Result<Rotated, ChangeError<KeyChangeError>> {
-        self.rotate_as("key_rotate_recovered", permit, Rotate::AfterRestore, Wish::default(), &|_| Ok(()))
-            .await
+        self.rotate_as_recovery(permit, Rotate::AfterRestore).await
+    }
+
+    /// Rotates a cluster for the agent's own reasons: its store was an old copy,
+    /// or a root key of it is known to others.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster is unknown or the store refuses.
+    pub async fn rotate_as_recovery(
+        &self,
+        permit: &Permit<actions::Recovery>,
+        how: Rotate,
+    ) -> Result<Rotated, ChangeError<KeyChangeError>> {
+        self.rotate_as("key_rotate_recovered", permit, how, Wish::default(), &|_| Ok(())).await
     }
 
     /// Rotates a cluster that is due; does nothing if it no longer is.

@@ -240,16 +240,21 @@ fn put_in_place(from: &Path, to: &Path) -> Result<(), InitError> {
 fn write_admin(config: &Config, options: &Options, bundle: &Bundle) -> Result<PathBuf, InitError> {
     let directory = &options.admin_directory;
     let name = options.admin.as_str();
-    let server = reachable(config);
-    let context = format!(
-        "current = \"{name}\"\n\n[[contexts]]\nname = \"{name}\"\nserver = \"{server}\"\ncertificate = \"{name}.crt\"\nkey = \"{name}.key\"\nroots = \"roots.crt\"\n"
-    );
+    let context = context(config, &options.admin);
     write_private(&directory.join(format!("{name}.key")), bundle.key.to_pem().as_bytes())?;
     write_private(&directory.join(format!("{name}.crt")), bundle.chain_pem().as_bytes())?;
     write_private(&directory.join("roots.crt"), bundle.roots_pem().as_bytes())?;
     let path = directory.join("kmsctl.toml");
     write_private(&path, context.as_bytes())?;
     Ok(path)
+}
+
+/// Returns the kmsctl context of an admin, whose files are beside it.
+pub(crate) fn context(config: &Config, admin: &Name) -> String {
+    let (name, server) = (admin.as_str(), reachable(config));
+    format!(
+        "current = \"{name}\"\n\n[[contexts]]\nname = \"{name}\"\nserver = \"{server}\"\ncertificate = \"{name}.crt\"\nkey = \"{name}.key\"\nroots = \"roots.crt\"\n"
+    )
 }
 
 /// The admin port as a kmsctl on this host reaches it.

@@ -280,6 +280,12 @@ impl Ledger {
         Ok(())
     }
 
+    /// Forgets that a change's record is still to be removed: somebody else
+    /// removes it.
+    pub(crate) fn forget_settled(&self, row: &RowName) {
+        self.settled().retain(|record| record.row != *row);
+    }
+
     /// Says whether a change's transaction happened.
     ///
     /// # Errors

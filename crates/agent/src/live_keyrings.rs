@@ -21,9 +21,11 @@ use crate::authz::{Action, FleetPermit, Permit, actions};
 use crate::ledger::Generator;
 use crate::records::rows;
 
+mod epochs;
 mod load;
 mod store_keys;
 
+pub use epochs::{NextEpoch, SlotSealError};
 pub use load::{DamagedKek, Held, LoadError, Reloaded};
 pub use store_keys::StoreKeys;
 

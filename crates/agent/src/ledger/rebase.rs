@@ -1,7 +1,7 @@
 //! Heads that no change makes: of rows as they are after a rollback, and under
 //! the next epoch at the end of a store-key rotation.
 
-use fleet_kms_keyring::sealed::{self, Kind};
+use fleet_kms_keyring::sealed::Kind;
 use fleet_kms_store::{CommitError, Row, Txn};
 
 use super::head::Head;
@@ -141,7 +141,7 @@ pub(crate) fn kind_of(row: &str) -> RowKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RowKind {
     /// Sealed, as what.
-    Sealed(sealed::Kind),
+    Sealed(Kind),
     /// A record.
     Record,
     /// Neither, or not by a key that a rotation changes.
