@@ -269,3 +269,6 @@ pub mod internal {
         FleetPermit { who: "agent".into(), scope: Scope::All, action: PhantomData }
     }
 }
+
+#[cfg(test)]
+mod tests;
