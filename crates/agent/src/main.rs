@@ -48,7 +48,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct ConfigFile {
     /// The configuration file.
-    #[arg(long = "config", global = true, default_value = "/etc/fleet-kms/agent.toml")]
+    #[arg(id = "config_file", long = "config", global = true, default_value = "/etc/fleet-kms/agent.toml")]
     file: PathBuf,
 }
 
