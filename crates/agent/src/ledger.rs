@@ -339,3 +339,6 @@ fn seal_with(
 fn head_context(codec: &Codec, epoch: u32) -> SealContext<'static> {
     SealContext { store: codec.store(), row: rows::HEAD.as_bytes(), kind: Kind::Head, epoch }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use data_encoding::BASE64;
 use fleet_kms_identity::{
-    AgentAddress, Certificate, Directory, DirectoryError, InstallError, KeyPair, KeyPairError, LoadError,
-    LockError, State, StoredIdentity, Subject, TrustDomain, fingerprint,
+    AgentAddress, Certificate, Directory, DirectoryError, DirectoryLock, InstallError, KeyPair, KeyPairError,
+    LoadError, LockError, State, StoredIdentity, Subject, TrustDomain, fingerprint,
 };
 use fleet_kms_proto::agent::CertificateResponse;
 use fleet_kms_transport::{ClientTls, LiveIdentity, LiveIdentityError, Roots, RootsError, agent_client_tls};
@@ -20,6 +20,10 @@ use crate::believed_time::BelievedTime;
 use crate::enrolment::FirstCertificate;
 use crate::errors::chain;
 use crate::node_status::Learnt;
+
+/// How long another process may write before it is named as the obstacle.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why an identity could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,8 @@ struct Shared {
     trust_domain: TrustDomain,
     configured: Vec<AgentAddress>,
     state: Mutex<State>,
+    /// One change at a time, from reading the state to having written it.
+    writing: tokio::sync::Mutex<()>,
     time: BelievedTime,
 }
 
@@ -105,6 +111,7 @@ impl NodeIdentity {
             roots: Arc::new(Roots::new(roots)?),
             configured: configured.to_vec(),
             state: Mutex::new(state),
+            writing: tokio::sync::Mutex::default(),
             time: time.clone(),
         }))))
     }
@@ -157,12 +164,14 @@ impl NodeIdentity {
     /// The key for the next certificate, on disk: the one of a request whose
     /// answer was lost, or a new one.
     pub async fn next_key(&self) -> Result<KeyPair, IdentityError> {
+        let _writing = self.0.writing.lock().await;
         let directory = self.0.directory.clone();
         blocking(move || next_key(&directory)).await
     }
 
     /// Puts the next certificate into use.
     pub async fn install(&self, answer: CertificateResponse) -> Result<(), IdentityError> {
+        let _writing = self.0.writing.lock().await;
         let (directory, time) = (self.0.directory.clone(), self.0.time.clone());
         let roots = to_certificates(answer.roots.clone());
         let kept = if roots.is_empty() { self.roots() } else { roots };
@@ -179,6 +188,7 @@ impl NodeIdentity {
 
     /// Keeps what the fleet has told about itself.
     pub async fn learn(&self, learnt: Learnt) -> Result<(), IdentityError> {
+        let _writing = self.0.writing.lock().await;
         let mut state = self.state().clone();
         state.highest_version = state.highest_version.max(learnt.highest_version);
         if !learnt.agents.is_empty() {
@@ -187,7 +197,7 @@ impl NodeIdentity {
         let roots = to_certificates(learnt.roots);
         if !roots.is_empty() && roots != self.roots() {
             let (directory, pem) = (self.0.directory.clone(), to_pem(&roots));
-            blocking(move || Ok(directory.lock()?.save_roots(&pem)?)).await?;
+            blocking(move || Ok(lock(&directory)?.save_roots(&pem)?)).await?;
             self.0.roots.replace(roots)?;
             tracing::info!("the fleet's roots have changed");
         }
@@ -196,6 +206,7 @@ impl NodeIdentity {
 
     /// Keeps the time that an agent has proved.
     pub async fn note_time(&self, proven: SystemTime) -> Result<(), IdentityError> {
+        let _writing = self.0.writing.lock().await;
         let mut state = self.state().clone();
         state.last_good_time = seconds(proven);
         self.save(state).await
@@ -206,7 +217,7 @@ impl NodeIdentity {
             return Ok(());
         }
         let (directory, saved) = (self.0.directory.clone(), state.clone());
-        blocking(move || Ok(directory.lock()?.save_state(&saved)?)).await?;
+        blocking(move || Ok(lock(&directory)?.save_state(&saved)?)).await?;
         *self.state() = state;
         Ok(())
     }
@@ -219,7 +230,7 @@ impl NodeIdentity {
 /// Makes sure of a key for a request: the staged one, or a new one that is on
 /// disk before the request is sent.
 pub fn next_key(directory: &Directory) -> Result<KeyPair, IdentityError> {
-    let lock = directory.lock()?;
+    let lock = lock(directory)?;
     if let Ok(Some(staged)) = lock.staged_key() {
         return Ok(staged);
     }
@@ -240,7 +251,7 @@ pub fn install_first(
         roots = vec![first.root.clone()];
     }
     write_certificate(directory, &first.answer, &roots, time)?;
-    directory.lock()?.delete_token()?;
+    lock(directory)?.delete_token()?;
     Ok(())
 }
 
@@ -254,7 +265,7 @@ fn write_certificate(
     let certificate = Certificate::from_der(leaf).map_err(InstallError::from)?;
     let Subject::Node { .. } = certificate.id().subject else { return Err(IdentityError::NotANode) };
     let now = time.now();
-    let lock = directory.lock()?;
+    let lock = lock(directory)?;
     let mut state = lock.state().unwrap_or_default();
     state.trust_domain = Some(certificate.id().trust_domain.to_string());
     state.leaf_life_seconds = certificate.not_after().duration_since(now).unwrap_or_default().as_secs();
@@ -272,6 +283,17 @@ fn write_certificate(
     lock.save_state(&state)?;
     let stored = lock.install(&to_pem(&to_certificates(answer.chain.clone())))?;
     Ok((stored, state))
+}
+
+/// Waits a moment for another process that writes. Blocks.
+fn lock(directory: &Directory) -> Result<DirectoryLock, IdentityError> {
+    for _ in 0..LOCK_TRIES {
+        match directory.lock() {
+            Err(LockError::Held { .. }) => std::thread::sleep(LOCK_PAUSE),
+            taken => return Ok(taken?),
+        }
+    }
+    Ok(directory.lock()?)
 }
 
 fn to_certificates(ders: Vec<Vec<u8>>) -> Vec<CertificateDer<'static>> {

@@ -13,13 +13,13 @@ use fleet_kms_identity::{AgentAddress, Directory, JoinToken, JoinTokenError, Nam
 use fleet_kms_transport::ClientTls;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::answer::Answers;
 use crate::believed_time::BelievedTime;
 use crate::enrolment::{self, EnrolmentError, NODE_MISSING, Random};
 use crate::errors::chain;
-use crate::links::Links;
+use crate::links::{Links, LinksError};
 use crate::metrics::Metrics;
 use crate::node_identity::{IdentityError, NodeIdentity, install_first, next_key};
 use crate::node_status::NodeStatus;
@@ -34,6 +34,9 @@ const ENROL_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// is in doubt.
 const ASK_TIME_EVERY: Duration = Duration::from_secs(3_600);
 const ASK_TIME_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// The pause before a write that failed is tried again.
+const KEEP_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// Why this node could not be enrolled.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +101,7 @@ impl Upkeep {
     /// Runs for the process's life.
     pub async fn run(self, moved: Moved) {
         loop {
-            let identity = self.enrolled().await;
+            let identity = self.enrolled(&moved.answers).await;
             let certificate = identity.certificate();
             tracing::info!(id = %certificate.id(), serial = %certificate.serial(), "this node is enrolled");
             let mut tasks = self.start(&identity, &moved);
@@ -109,7 +112,7 @@ impl Upkeep {
     }
 
     /// Waits until there is an identity; enrols when there is a token.
-    async fn enrolled(&self) -> NodeIdentity {
+    async fn enrolled(&self, answers: &Answers) -> NodeIdentity {
         let mut said = String::new();
         loop {
             match NodeIdentity::load(&self.directory, &self.agents, &self.time) {
@@ -120,6 +123,7 @@ impl Upkeep {
                 ),
                 Err(error) => say_once(&mut said, &chain(&error)),
             }
+            answers.note_health(Some(&LinksError::NotEnrolled.into()));
             sleep(if self.enrol_from_file().await { Duration::ZERO } else { LOOK_EVERY }).await;
         }
     }
@@ -172,16 +176,21 @@ impl Upkeep {
 
 async fn keep_what_is_learnt(identity: NodeIdentity, moved: Moved, tls: ClientTls) {
     let mut learnt = moved.node_status.learnt();
-    while learnt.changed().await.is_ok() {
+    loop {
         let news = learnt.borrow_and_update().clone();
-        if let Err(error) = identity.learn(news).await {
-            tracing::warn!(
-                error = chain(&error),
-                "cannot keep what the fleet tells; it is tried at the next news"
-            );
-        }
+        let kept = identity.learn(news).await;
         let agents = identity.agents();
         moved.links.set_agents(&tls, agents.iter().map(|agent| agent.data.as_str()));
+        let again = match kept {
+            Ok(()) => Duration::MAX,
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "cannot keep what the fleet tells; it is tried again");
+                KEEP_AGAIN_AFTER
+            }
+        };
+        if let Ok(Err(_)) = timeout(again, learnt.changed()).await {
+            return;
+        }
     }
 }
 
@@ -206,7 +215,7 @@ async fn keep_time(
         }
         sleep(ASK_TIME_AGAIN_AFTER).await;
         if told {
-            let _ = tokio::time::timeout(ASK_TIME_EVERY, doubt.notified()).await;
+            let _ = timeout(ASK_TIME_EVERY, doubt.notified()).await;
         }
     }
 }

@@ -153,6 +153,13 @@ impl Rig {
         self.changes.run(Intent::new("edit", "test"), prepare).await.unwrap();
     }
 
+    /// Makes this agent's memory lose an identity, as if another agent had
+    /// issued it.
+    pub(crate) fn forget(&self, id: &SpiffeId) {
+        let known = self.identities.find(id).unwrap();
+        self.identities.remove(id, known.revision);
+    }
+
     pub(crate) async fn identity(&self, id: &SpiffeId) -> IdentityRecord {
         self.read(rows::identity(id)).await.unwrap()
     }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use fleet_kms_identity::{Certificate, KeyPair};
 use fleet_kms_proto::agent::AgentAddress;
 use prometheus_client::registry::Registry;
@@ -8,6 +10,7 @@ use super::rig::{Rig, secret};
 use super::*;
 use crate::authz::{Role, Scope};
 use crate::grpc_code::REASON;
+use crate::records::payload::IdentityRecord;
 
 struct Port {
     rig: Rig,
@@ -120,7 +123,7 @@ async fn a_ban_by_another_agent_is_seen_by_the_next_renewal() {
     let port = Port::new().await;
     let node = port.rig.enrol("cp1", &KeyPair::generate().unwrap()).await.unwrap();
     let row = crate::records::rows::identity(node.id());
-    port.rig.edit(row, |record: &mut crate::records::payload::IdentityRecord| record.banned_ms = 1).await;
+    port.rig.edit(row, |record: &mut IdentityRecord| record.banned_ms = 1).await;
     let denied = judged(port.renew(Some(&node), csr()).await);
     assert_eq!(denied, (Code::PermissionDenied, "banned".to_owned()));
 }
@@ -162,4 +165,34 @@ async fn the_time_is_bound_to_the_key_that_this_port_serves_with() {
     assert_eq!(answer.live_key_sha256, port.agent_key);
     assert_eq!(answer.issuers, port.rig.authorities.load().issuers());
     assert!(!answer.signature.is_empty());
+}
+
+/// The client is gone at some await of the handler, another one each time.
+#[tokio::test]
+async fn a_caller_that_hangs_up_half_way_leaves_nothing_unpublished() {
+    let port = Port::new().await;
+    for polls in 1..10 {
+        let name = format!("cp{polls}");
+        let token = secret(&port.rig.token(&name).await);
+        let mut call = Box::pin(port.enrol(token, csr(), ""));
+        for _ in 0..polls {
+            if tokio::time::timeout(Duration::ZERO, &mut call).await.is_ok() {
+                break;
+            }
+        }
+        drop(call);
+        let id = format!("spiffe://fleet.test/cluster/{}/node/{name}", rig::CLUSTER).parse().unwrap();
+        let ended = || {
+            let audit = port.rig.audit();
+            let lines = |kind: &str| audit.matches(&format!("\"kind\":\"{kind}\"")).count();
+            port.rig.identities.find(&id).is_some() && lines("intent") == lines("outcome")
+        };
+        for _ in 0..500 {
+            if ended() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(ended(), "{name}'s enrolment was left half-way");
+    }
 }

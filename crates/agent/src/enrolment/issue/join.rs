@@ -143,6 +143,8 @@ impl Issuer {
         self.limits.may_show_token(join.address, now)?;
         let (id, plan) = self.plan(join, now).await?;
         if let Plan::Again(issued) = plan {
+            // The agent that issued it may have been another one.
+            self.refresh(&id).await?;
             return Ok(certified(&id, &issued, true));
         }
         self.limits.enrolment(now)?;

@@ -69,6 +69,39 @@ async fn the_same_token_and_key_get_the_same_certificate_again_even_when_the_tok
 }
 
 #[tokio::test]
+async fn another_token_with_the_same_key_is_a_new_enrolment() {
+    let rig = Rig::new().await;
+    let key = key();
+    let old = rig.enrol("cp1", &key).await.unwrap();
+    let error = refused(&rig, &Rig::join(&rig.token("").await, &key, "cp1")).await;
+    assert!(matches!(error, EnrolError::NameTaken));
+    let new = rig.enrol("cp1", &key).await.unwrap();
+    assert_eq!(
+        (standing(&rig, &old), standing(&rig, &new)),
+        (SerialStanding::Superseded, SerialStanding::Current)
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_handed_out_again_may_connect_to_this_agent() {
+    let rig = Rig::new().await;
+    let (token, key) = (rig.token("cp1").await, key());
+    let join = Rig::join(&token, &key, "");
+    let id = rig.issuer.enrol(&join).await.unwrap().id;
+    // As if another agent had issued it.
+    rig.forget(&id);
+    rig.issuer.enrol(&join).await.unwrap();
+    let node = leaf(&rig.issuer.enrol(&join).await.unwrap());
+    assert_eq!(standing(&rig, &node), SerialStanding::Current);
+
+    let next = self::key();
+    rig.renew(&node, &next).await.unwrap();
+    rig.forget(&id);
+    let renewed = rig.renew(&node, &next).await.unwrap();
+    assert_eq!(standing(&rig, &renewed), SerialStanding::Next);
+}
+
+#[tokio::test]
 async fn a_used_token_does_not_help_another_key() {
     let rig = Rig::new().await;
     let token = rig.token("cp1").await;
