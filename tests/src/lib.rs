@@ -14,3 +14,5 @@ pub mod encryption_config;
 pub mod apiserver;
 pub mod programs;
 pub mod fleet;
+pub mod stored;
+pub mod control_plane;

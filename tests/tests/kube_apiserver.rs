@@ -1,268 +1,178 @@
-//! The main job: a real kube-apiserver and a real etcd through kms-sidecar and kms-agent.
+//! The main job: a real kube-apiserver and a real etcd through kms-sidecar and kms-agent, undisturbed and rotated.
+//! What disturbs them is in `outages.rs`.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a helper of a test fails by panicking, as the test does"
-)]
-
-use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use fleet_kms_tests::apiserver::ApiServer;
+use fleet_kms_tests::control_plane::{ControlPlane, value_of};
 use fleet_kms_tests::encryption_config::EncryptionConfig;
-use fleet_kms_tests::etcd::Etcd;
-use fleet_kms_tests::fleet::{Fleet, Sidecar};
+use fleet_kms_tests::fleet::Fleet;
+use fleet_kms_tests::stored::{Header, V1_PREFIX, V2_PREFIX};
 use fleet_kms_tests::wait;
-use tempfile::TempDir;
+use serde_json::Value;
 
-const V1_PREFIX: &[u8] = b"k8s:enc:kms:v1:kms-plugin:";
-const V2_PREFIX: &[u8] = b"k8s:enc:kms:v2:kms-plugin:";
+/// kube-apiserver asks a v2 plugin for its key id every minute, and when its health is asked for 20 s after the last
+/// time.
+const KEY_ID_LAG: Duration = Duration::from_secs(90);
 
-/// How long kube-apiserver's KMS check may say the old thing: it remembers a success for 20 s.
-const HEALTH_LAG: Duration = Duration::from_secs(30);
-
-/// One cluster of a fleet: its node's sidecar, its etcd and its API server.
-struct Cluster {
-    api: ApiServer,
-    etcd: Etcd,
-    sidecar: Sidecar,
-    _dir: TempDir,
-}
-
-impl Cluster {
-    fn start(fleet: &Fleet, name: &str, encryption: fn(&Path) -> EncryptionConfig) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let cluster = fleet.cluster(name).unwrap();
-        let sidecar = fleet.sidecar(&cluster, &format!("{name}-node")).unwrap();
-        let etcd = Etcd::start(&dir.path().join("etcd")).unwrap();
-        let encryption = encryption(&sidecar.socket);
-        let api = ApiServer::start(&dir.path().join("kube"), &etcd, &encryption).unwrap();
-        Self { api, etcd, sidecar, _dir: dir }
-    }
-
-    fn create(&self, name: &str) {
-        self.api.create_secret(name, &value_of(name)).unwrap().ok().unwrap();
-    }
-
-    fn create_many(&self, count: usize) -> Vec<String> {
-        let names: Vec<String> = (0..count).map(|number| format!("secret-{number}")).collect();
-        names.iter().for_each(|name| self.create(name));
-        names
-    }
-
-    fn expect_readable<'a>(&self, names: impl IntoIterator<Item = &'a String>) {
-        for name in names {
-            assert_eq!(self.api.read_secret(name).unwrap(), value_of(name));
-        }
-    }
-}
-
-/// What a Secret of this name holds: long and strange enough to be found in etcd's bytes if it were there.
-fn value_of(name: &str) -> String {
-    format!("the value of {name}, 3f9c1d7e")
+/// The whole of it, as the documentation of KMS tells a user to check it.
+fn encrypts_and_reads_back(plane: &ControlPlane, prefix: &str) -> anyhow::Result<()> {
+    plane.create("secret1")?;
+    let stored = plane.etcd.secret("default", "secret1")?;
+    ensure!(stored.starts_with(prefix.as_bytes()), "{}", String::from_utf8_lossy(&stored));
+    ensure!(!String::from_utf8_lossy(&stored).contains(&value_of("secret1")), "a thief reads it");
+    plane.read("secret1")?;
+    let checks = plane.api.raw("/readyz?verbose")?.ok()?;
+    ensure!(checks.contains("[+]kms-providers ok"), "{checks}");
+    Ok(())
 }
 
 #[test]
-fn secrets_are_encrypted_with_kms_v1_and_read_back() {
-    let fleet = Fleet::start().unwrap();
-    let cluster = Cluster::start(&fleet, "alpha", EncryptionConfig::v1);
-    let checks = cluster.api.raw("/readyz?verbose").unwrap().ok().unwrap();
-    assert!(checks.contains("[+]kms-providers ok"), "{checks}");
+fn secrets_are_encrypted_with_kms_v1_and_read_back_with_a_cold_cache() -> anyhow::Result<()> {
+    let mut fleet = Fleet::start()?;
+    let mut plane = ControlPlane::start(&fleet, "alpha", EncryptionConfig::v1)?;
+    encrypts_and_reads_back(&plane, V1_PREFIX)?;
+    let stored = plane.etcd.secret("default", "secret1")?;
+    let length = stored.get(V1_PREFIX.len()..V1_PREFIX.len() + 2);
+    assert_eq!(length, Some(&[0, 93][..]), "a wrapped DEK of 93 bytes");
+    let header = plane.header("secret1")?;
+    assert_eq!((header.format, header.version), (1, 1));
+    assert_eq!(header, active(&fleet, "alpha")?);
 
-    cluster.create("secret1");
-    assert_eq!(cluster.api.read_secret("secret1").unwrap(), value_of("secret1"));
-    let stored = cluster.etcd.secret("default", "secret1").unwrap();
-    assert!(stored.starts_with(V1_PREFIX), "{}", String::from_utf8_lossy(&stored));
-    assert!(!String::from_utf8_lossy(&stored).contains(&value_of("secret1")));
-
-    // The wrapped DEK of 93 bytes, then our header: format 1, key version 1.
-    let wrapped = &stored[V1_PREFIX.len()..];
-    assert_eq!(wrapped[..7], [0x00, 0x5d, 1, 0, 0, 0, 1]);
+    let names = plane.create_many(50)?;
+    plane.api.restart()?;
+    plane.read_all(&names)?;
+    fleet.agent.stop()?;
+    fleet.agent.start()?;
+    plane.api.restart()?;
+    plane.read_all(&names)
 }
 
 #[test]
-fn secrets_are_encrypted_with_kms_v2_and_read_back() {
-    let fleet = Fleet::start().unwrap();
-    let mut cluster = Cluster::start(&fleet, "alpha", EncryptionConfig::v2);
-    let checks = cluster.api.raw("/readyz?verbose").unwrap().ok().unwrap();
-    assert!(checks.contains("[+]kms-providers ok"), "{checks}");
+fn secrets_are_encrypted_with_kms_v2_and_read_back_with_a_cold_cache() -> anyhow::Result<()> {
+    let mut fleet = Fleet::start()?;
+    let mut plane = ControlPlane::start(&fleet, "alpha", EncryptionConfig::v2)?;
+    encrypts_and_reads_back(&plane, V2_PREFIX)?;
+    assert_eq!(plane.header("secret1")?, active(&fleet, "alpha")?);
 
-    cluster.create("secret1");
-    let stored = cluster.etcd.secret("default", "secret1").unwrap();
-    assert!(stored.starts_with(V2_PREFIX), "{}", String::from_utf8_lossy(&stored));
-    cluster.api.restart().unwrap();
-    assert_eq!(cluster.api.read_secret("secret1").unwrap(), value_of("secret1"));
+    let names = plane.create_many(50)?;
+    plane.api.restart()?;
+    plane.read_all(&names)?;
+    fleet.agent.stop()?;
+    fleet.agent.start()?;
+    plane.api.restart()?;
+    plane.read_all(&names)
+}
+
+/// The same against the same handlers without the rewrite of `:authority`: the proof that it can fail, and on what.
+#[test]
+fn without_the_authority_rewrite_every_call_of_kube_apiserver_ends_in_a_protocol_error() -> anyhow::Result<()>
+{
+    let fleet = Fleet::start()?;
+    let mut sidecar = fleet.unenrolled_sidecar(&fleet.cluster("alpha")?, "node")?;
+    sidecar.enrol(&fleet.token_for("alpha", "node")?)?;
+    let program = Path::new(env!("CARGO_BIN_EXE_kms-sidecar-without-rewrite"));
+    sidecar.respec(|spec| spec.program(program));
+    sidecar.start()?;
+    let plane = ControlPlane::start_unready(sidecar, EncryptionConfig::v1)?;
+
+    let error = encrypts_and_reads_back(&plane, V1_PREFIX).err().context("it encrypts")?.to_string();
+    assert!(error.contains("stream terminated by RST_STREAM with error code: PROTOCOL_ERROR"), "{error}");
+    assert!(plane.etcd.secret("default", "secret1").is_err());
+    let checks = plane.api.raw("/readyz?verbose")?;
+    assert!(checks.status == 500 && checks.body.contains("[-]kms-providers failed"), "{checks:?}");
+    Ok(())
+}
+
+/// KMS v1 does not tell kube-apiserver of key versions, so it has no reason to write.
+#[test]
+fn after_a_rotation_new_secrets_get_the_new_version_and_v1_leaves_the_old_ones() -> anyhow::Result<()> {
+    let fleet = Fleet::start()?;
+    let mut plane = ControlPlane::start(&fleet, "alpha", EncryptionConfig::v1)?;
+    plane.create("before")?;
+    let stored = plane.etcd.secret("default", "before")?;
+    fleet.kmsctl(&["key", "rotate", "alpha", "--yes"])?;
+    plane.create("after")?;
+    assert_eq!(plane.header("after")?, active(&fleet, "alpha")?);
+    assert_eq!(plane.header("after")?.version, 2);
+
+    plane.api.restart()?;
+    plane.read_all(&["before".to_owned(), "after".to_owned()])?;
+    replace_all(&plane)?;
+    assert_eq!(plane.etcd.secret("default", "before")?, stored);
+
+    // One annotation is a reason.
+    plane.api.kubectl(["annotate", "secret", "before", "touched=yes"])?;
+    assert_eq!(plane.header("before")?.version, 2);
+    plane.read("before")
 }
 
 #[test]
-fn an_api_server_with_a_cold_cache_reads_everything_and_so_does_one_after_a_restart_of_the_agent() {
-    let mut fleet = Fleet::start().unwrap();
-    let mut cluster = Cluster::start(&fleet, "alpha", EncryptionConfig::v1);
-    let names = cluster.create_many(50);
-    cluster.api.restart().unwrap();
-    cluster.expect_readable(&names);
+fn after_a_rotation_a_write_that_changes_nothing_moves_a_secret_to_the_new_version_under_v2()
+-> anyhow::Result<()> {
+    let fleet = Fleet::start()?;
+    let mut plane = ControlPlane::start(&fleet, "alpha", EncryptionConfig::v2)?;
+    plane.create("before")?;
+    let old = plane.header("before")?;
+    fleet.kmsctl(&["key", "rotate", "alpha", "--yes"])?;
 
-    fleet.agent.stop().unwrap();
-    fleet.agent.start().unwrap();
-    cluster.api.restart().unwrap();
-    cluster.expect_readable(&names);
+    let mut count = 0;
+    wait::until("a Secret under the new version", KEY_ID_LAG, || {
+        // Never an error on the way: Encrypt and Status go on naming one and the same version.
+        plane.api.raw("/readyz")?.ok()?;
+        count += 1;
+        let name = format!("after-{count}");
+        plane.create(&name)?;
+        Ok((plane.header(&name)? != old).then_some(()))
+    })?;
+    let new = plane.header(&format!("after-{count}"))?;
+    assert_eq!(new, active(&fleet, "alpha")?);
+    assert_eq!((old.version, new.version), (1, 2));
+
+    assert_eq!(plane.header("before")?, old);
+    replace_all(&plane)?;
+    assert_eq!(plane.header("before")?, new);
+    plane.api.restart()?;
+    plane.read_all(&["before".to_owned(), "after-1".to_owned(), format!("after-{count}")])
 }
 
 #[test]
-fn an_agent_that_is_away_for_up_to_two_seconds_costs_the_api_server_no_error() {
-    let mut fleet = Fleet::start().unwrap();
-    let cluster = Cluster::start(&fleet, "alpha", EncryptionConfig::v1_without_cache);
-    let (done, created) = (AtomicBool::new(false), AtomicUsize::new(0));
-
-    thread::scope(|scope| {
-        let create_and_read = scope.spawn(|| -> anyhow::Result<()> {
-            while !done.load(Ordering::Relaxed) {
-                let name = format!("secret-{}", created.load(Ordering::Relaxed));
-                cluster.api.create_secret(&name, &value_of(&name))?.ok()?;
-                created.fetch_add(1, Ordering::Relaxed);
-                ensure!(cluster.api.read_secret(&name)? == value_of(&name), "{name} reads differently");
-            }
-            Ok(())
-        });
-        let watch_health = scope.spawn(|| -> anyhow::Result<()> {
-            while !done.load(Ordering::Relaxed) {
-                cluster.api.raw("/readyz?verbose")?.ok()?;
-                thread::sleep(Duration::from_millis(100));
-            }
-            Ok(())
-        });
-        for gap in [0, 1, 2] {
-            let before = created.load(Ordering::Relaxed);
-            fleet.agent.restart_after(Duration::from_secs(gap)).unwrap();
-            // Until it is sure that calls of after the restart were among those that succeeded.
-            let later = wait::until("Secrets created after the restart", wait::START_LIMIT, || {
-                let stopped = create_and_read.is_finished() || watch_health.is_finished();
-                Ok((stopped || created.load(Ordering::Relaxed) > before + 50).then_some(()))
-            });
-            if later.is_err() {
-                break;
-            }
-        }
-        done.store(true, Ordering::Relaxed);
-        create_and_read.join().unwrap().unwrap();
-        watch_health.join().unwrap().unwrap();
-    });
-    assert!(created.load(Ordering::Relaxed) > 150);
-}
-
-#[test]
-fn without_an_agent_for_a_minute_a_write_fails_with_a_reason_and_works_again_within_five_seconds() {
-    let mut fleet = Fleet::start().unwrap();
-    let cluster = Cluster::start(&fleet, "alpha", EncryptionConfig::v1);
-    fleet.agent.stop().unwrap();
-
-    let mut message = String::new();
-    wait::keep_doing(Duration::from_secs(60), || {
-        let answer = cluster.api.create_secret("refused", "never stored")?;
-        ensure!(answer.status == 500, "HTTP {}: {}", answer.status, answer.body);
-        message = answer.body;
-        thread::sleep(Duration::from_millis(500));
-        Ok(())
-    })
-    .unwrap();
-    // What a person reads who ran kubectl: what is missing, not just that time ran out.
-    assert!(message.contains("Unavailable") && message.contains("agent"), "{message}");
-    assert!(!message.contains("context deadline exceeded"), "{message}");
-    assert!(cluster.etcd.secret("default", "refused").is_err());
-
-    fleet.agent.start().unwrap();
-    wait::until("a write to succeed", Duration::from_secs(5), || {
-        Ok((cluster.api.create_secret("accepted", &value_of("accepted"))?.status == 201).then_some(()))
-    })
-    .unwrap();
-    assert_eq!(cluster.api.read_secret("accepted").unwrap(), value_of("accepted"));
-    wait::until("a green /readyz", HEALTH_LAG, || {
-        Ok((cluster.api.raw("/readyz")?.status == 200).then_some(()))
-    })
-    .unwrap();
-}
-
-#[test]
-fn a_socket_directory_that_is_made_anew_needs_no_hand() {
-    let fleet = Fleet::start().unwrap();
-    let mut cluster = Cluster::start(&fleet, "alpha", EncryptionConfig::v1);
-    let names = cluster.create_many(3);
-    let directory = cluster.sidecar.socket.parent().unwrap().to_owned();
-    let permissions = fs::metadata(&directory).unwrap().permissions();
-    fs::remove_dir_all(&directory).unwrap();
-    cluster.api.stop();
-
-    fs::create_dir(&directory).unwrap();
-    fs::set_permissions(&directory, permissions).unwrap();
-    // A new API server has no connection left and must find the socket by its path.
-    cluster.api.restart().unwrap();
-    cluster.expect_readable(&names);
-    cluster.create("afterwards");
-}
-
-#[test]
-fn two_clusters_of_one_agent_cannot_read_each_other_even_with_the_bytes_of_etcd() {
-    let fleet = Fleet::start().unwrap();
-    let alpha = Cluster::start(&fleet, "alpha", EncryptionConfig::v1);
-    let beta = Cluster::start(&fleet, "beta", EncryptionConfig::v1);
-    alpha.create("theirs");
-    beta.create("ours");
+fn two_clusters_of_one_agent_cannot_read_each_other_even_with_the_bytes_of_etcd() -> anyhow::Result<()> {
+    let fleet = Fleet::start()?;
+    let alpha = ControlPlane::start(&fleet, "alpha", EncryptionConfig::v1)?;
+    let mut beta = ControlPlane::start(&fleet, "beta", EncryptionConfig::v1)?;
+    alpha.create("theirs")?;
+    beta.create("ours")?;
 
     let key = "/registry/secrets/default/theirs";
-    beta.etcd.put(key, &alpha.etcd.value(key).unwrap()).unwrap();
-    let answer = beta.api.raw("/api/v1/namespaces/default/secrets/theirs").unwrap();
+    beta.etcd.put(key, &alpha.etcd.value(key)?)?;
+    let answer = beta.api.raw("/api/v1/namespaces/default/secrets/theirs")?;
     assert_eq!(answer.status, 500, "{}", answer.body);
     assert!(!answer.body.contains(&value_of("theirs")));
-    assert_eq!(beta.api.read_secret("ours").unwrap(), value_of("ours"));
-    assert_eq!(alpha.api.read_secret("theirs").unwrap(), value_of("theirs"));
+    beta.read("ours")?;
+    alpha.read("theirs")?;
+
+    beta.etcd.delete(key)?;
+    beta.api.restart()?;
+    beta.read("ours")
 }
 
-#[test]
-fn killing_sidecar_and_agent_at_any_moment_loses_nothing_that_was_accepted() {
-    let mut fleet = Fleet::start().unwrap();
-    let mut cluster = Cluster::start(&fleet, "alpha", EncryptionConfig::v1);
-    let mut accepted = Vec::new();
-    for round in 0..6 {
-        let names = thread::scope(|scope| {
-            let api = &cluster.api;
-            let writer = scope.spawn(move || create_while_it_lasts(api, round));
-            // Another moment of the writer's work in each round.
-            thread::sleep(Duration::from_millis(150 + 70 * round));
-            if round % 2 == 0 {
-                fleet.agent.kill9().unwrap();
-                fleet.agent.start().unwrap();
-            } else {
-                cluster.sidecar.kill9().unwrap();
-                cluster.sidecar.start().unwrap();
-            }
-            writer.join().unwrap().unwrap()
-        });
-        accepted.extend(names);
-    }
-    cluster.api.restart().unwrap();
-    cluster.expect_readable(&accepted);
-    cluster.create("afterwards");
+/// The command that everybody knows from the documentation.
+fn replace_all(plane: &ControlPlane) -> anyhow::Result<()> {
+    let said = plane.api.shell("kubectl get secrets -A -o json | kubectl replace -f -")?;
+    ensure!(said.contains("secret/before replaced"), "{said}");
+    Ok(())
 }
 
-/// Creates Secrets for two seconds and returns the names of those that the API server accepted. Errors are allowed
-/// here: a killed process takes the calls in flight with it.
-fn create_while_it_lasts(api: &ApiServer, round: u64) -> anyhow::Result<Vec<String>> {
-    let mut accepted = Vec::new();
-    let mut number = 0;
-    wait::keep_doing(Duration::from_secs(2), || {
-        let name = format!("round-{round}-{number}");
-        number += 1;
-        let answer = api.create_secret(&name, &value_of(&name)).context("no answer from the API server")?;
-        if answer.status == 201 {
-            accepted.push(name);
-        }
-        Ok(())
-    })?;
-    ensure!(!accepted.is_empty(), "round {round}: nothing was accepted");
-    Ok(accepted)
+/// The active version, as kmsctl shows it.
+fn active(fleet: &Fleet, cluster: &str) -> anyhow::Result<Header> {
+    let versions = fleet.kmsctl_json(&["key", "versions", cluster])?;
+    let active = versions.as_array().into_iter().flatten().find(|version| {
+        version.get("state").and_then(Value::as_str).is_some_and(|state| state.eq_ignore_ascii_case("active"))
+    });
+    let active = active.with_context(|| format!("no active version in {versions}"))?;
+    let version = active.get("version").and_then(Value::as_u64).context("a version")?;
+    let key_id = active.get("key_id").and_then(Value::as_str).context("a key id")?;
+    Ok(Header { format: 1, version: u32::try_from(version)?, key_id: key_id.to_owned() })
 }

@@ -170,7 +170,8 @@ impl TryFrom<RawConfig> for Config {
                 InvalidKey::new("identity.node", error.to_string(), "use the host's name")
             })?;
         let filter = raw.log.filter.parse().map_err(|_| {
-            let remedy = "write a level, such as info, or levels by module, such as info,kms_sidecar=debug";
+            let remedy =
+                "write a level, such as info, or levels by module, such as info,fleet_kms_sidecar=debug";
             InvalidKey::new("log.filter", "cannot be parsed", remedy)
         })?;
         Ok(Self {
