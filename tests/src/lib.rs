@@ -14,3 +14,4 @@ pub mod encryption_config;
 pub mod apiserver;
 pub mod programs;
 pub mod fleet;
+pub mod crash;
