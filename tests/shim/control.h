@@ -28,6 +28,7 @@ struct control {
     uint64_t undone;       /*  96: changes that the power cut undid */
     char fired_path[408];  /* 104 */
     char lie[128];         /* 512: syncs of paths with this in them do nothing; empty for none */
+    char only[128];        /* 640: only paths with this in them fail; empty for all */
 };
 
 #endif

@@ -13,7 +13,7 @@
  *   seed=S               undo a pseudo-random subset instead of all; writes may be torn at 512 bytes
  *   enospc-at=N[..[M]]   operation N (to M, or for ever) finds the disk full; the first write still fits half
  *   eio-at=, erofs-at=   the same with EIO, EROFS
- *   only-syncs=1         errors hit fsync and fdatasync only
+ *   only-syncs=1         errors hit fsync and fdatasync only;  only=TEXT: only paths with TEXT in them
  *   lie-about-fsync=TEXT syncs of paths with TEXT in them say 0 and do nothing
  *
  * An operation is: a create or truncating open, a write, a truncation, a rename, an unlink, a sync of a file or of a
@@ -86,6 +86,7 @@ static void option(const char *name, const char *value) {
     else if (!strcmp(name, "eio-at")) span(value, EIO);
     else if (!strcmp(name, "erofs-at")) span(value, EROFS);
     else if (!strcmp(name, "only-syncs")) control->only_syncs = 1;
+    else if (!strcmp(name, "only")) snprintf(control->only, sizeof control->only, "%s", value);
     else if (!strcmp(name, "lie-about-fsync")) snprintf(control->lie, sizeof control->lie, "%s", value);
     else { fprintf(stderr, "disk.so: no option %s\n", name); abort(); }
 }
@@ -150,9 +151,9 @@ static int before(enum kind kind, const char *path) {
     if (fires(ACTION_KILL_BEFORE) || (is_sync && fires(ACTION_POWER_CUT))) die(kind, path);
     if (!control->error || control->count < control->error_from) return 0;
     if (control->error_to && control->count > control->error_to) return 0;
-    if (control->only_syncs && !is_sync) return 0;
+    if ((control->only_syncs && !is_sync) || !strstr(path, control->only)) return 0;
     int error = (int)control->error;
-    if (error == ENOSPC && kind != KIND_CREATE && kind != KIND_WRITE) return 0;
+    if (error == ENOSPC && kind != KIND_WRITE) return 0; /* a name finds room where data does not */
     control->errors_given++;
     return error;
 }

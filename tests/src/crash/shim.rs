@@ -93,6 +93,19 @@ impl Fault {
     }
 }
 
+/// Which operations fail.
+#[derive(Clone, Copy, Debug)]
+pub enum Where<'a> {
+    /// All.
+    Everywhere,
+    /// fsync and fdatasync.
+    Syncs,
+    /// Those on files with this in their path.
+    Files(&'a str),
+    /// fsync and fdatasync of files with this in their path.
+    SyncsOf(&'a str),
+}
+
 /// Builds the shim into cargo's target directory.
 ///
 /// # Errors
@@ -182,11 +195,20 @@ impl Shim {
         self.read(64)
     }
 
-    /// From now on, while the program runs: all operations fail, or those of `only_syncs`.
+    /// From now on, also while the program runs, operations fail: all, or `where_` says which.
     ///
     /// # Errors
     /// When the page cannot be written.
-    pub fn fail_now(&self, error: DiskError, only_syncs: bool) -> anyhow::Result<()> {
+    pub fn fail_now(&self, error: DiskError, where_: Where<'_>) -> anyhow::Result<()> {
+        let (only_syncs, only) = match where_ {
+            Where::Everywhere => (false, ""),
+            Where::Syncs => (true, ""),
+            Where::Files(text) => (false, text),
+            Where::SyncsOf(text) => (true, text),
+        };
+        let mut text = [0; 128];
+        text.get_mut(..only.len()).context("a short text")?.copy_from_slice(only.as_bytes());
+        self.page.write_all_at(&text, 640)?;
         self.write(56, u64::from(only_syncs))?;
         self.write(40, 1)?;
         self.write(48, 0)?;
