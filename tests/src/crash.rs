@@ -24,6 +24,7 @@ pub mod evidence;
 pub mod operation;
 pub mod trial;
 pub mod split_writer;
+pub mod stage;
 
 use operation::Operation;
 use shim::{DiskError, Fault};
