@@ -1,5 +1,5 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: help demo demo-stop test check fmt-check lint doc deny proto proto-check openapi crash
+.PHONY: help demo demo-stop bench fuzz test check fmt-check lint doc deny proto proto-check openapi crash
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -12,6 +12,14 @@ demo-stop: ## stop what `make demo KEEP=1` left running
 
 test: ## everything that CI runs: format, lint, documentation, licences, unit, system and real-peer tests
 	@tests/ci/run.sh
+
+bench: ## a Decrypt through both hops against a bare two-hop echo on the same transport, release builds
+	cargo build --release --workspace --bins
+	cargo run --release -p fleet-kms-tests --bin kms-bench
+
+FUZZ_SECONDS ?= 60
+fuzz: ## fuzz the parsers of outside bytes, FUZZ_SECONDS each
+	@tests/ci/fuzz.sh $(FUZZ_SECONDS)
 
 check: fmt-check lint ## the inner loop, under 3 minutes warm: format, lint, unit tests
 	cargo test --workspace --lib --bins

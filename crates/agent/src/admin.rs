@@ -1,13 +1,128 @@
-//! The admin port: HTTPS and JSON for operators and their programs.
+//! The admin API: HTTPS and JSON on a port of its own, `docs/openapi.json`.
+//!
+//! A request passes the gate (who, how many, how often), the replay (a change
+//! runs to its end, a repeated one is answered once), its handler (may they,
+//! do it), and what came of it is said in one place. Nothing here decides about
+//! keys or identities; that is the control plane's.
 
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, delete, get, post, put};
+use fleet_kms_admin_api::{Code, Operation, Problem};
 use fleet_kms_transport::Connections;
 
 use crate::agent::Agent;
 
-/// Makes the router of the admin port.
-pub fn router(_agent: Arc<Agent>, _connections: Connections) -> Router {
-    Router::new()
+mod gate;
+mod replay;
+mod request;
+mod say;
+mod refusal;
+mod views;
+mod clusters;
+mod keys;
+mod effects;
+mod tokens;
+mod nodes;
+mod status;
+
+use gate::Gate;
+use refusal::Refused;
+use replay::Replays;
+
+/// The longest request body.
+const MAX_BODY: usize = 64 << 10;
+
+/// What handlers share.
+#[derive(Clone)]
+struct Admin(Arc<Shared>);
+
+struct Shared {
+    agent: Arc<Agent>,
+    connections: Connections,
+    gate: Gate,
+    replays: Replays,
+}
+
+impl std::ops::Deref for Admin {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// Makes the service of the admin port.
+pub fn router(agent: Arc<Agent>, connections: Connections) -> Router {
+    let shared = Shared { agent, connections, gate: Gate::default(), replays: Replays::default() };
+    let admin = Admin(Arc::new(shared));
+    let mut router = Router::new();
+    for operation in Operation::ALL {
+        let said = from_fn_with_state((admin.clone(), *operation), say::say);
+        router = router.route(operation.path(), route(*operation).layer(said));
+    }
+    router
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(from_fn_with_state(admin.clone(), replay::run))
+        .layer(from_fn_with_state(admin.clone(), gate::pass))
+        .layer(from_fn(refusal::write))
+        .layer(from_fn_with_state(admin.clone(), gate::number))
+        .with_state(admin)
+}
+
+/// The handler of each operation; one without does not compile.
+fn route(operation: Operation) -> MethodRouter<Admin> {
+    match operation {
+        Operation::ListClusters => get(clusters::list),
+        Operation::CreateCluster => post(clusters::create),
+        Operation::ShowCluster => get(clusters::show),
+        Operation::SetRotation => put(keys::set_rotation),
+        Operation::RotateKey => post(keys::rotate),
+        Operation::ListVersions => get(keys::versions),
+        Operation::DisableVersion => post(keys::disable),
+        Operation::EnableVersion => post(keys::enable),
+        Operation::DestroyVersion => post(keys::destroy),
+        Operation::CancelDestroyVersion => post(keys::cancel_destroy),
+        Operation::ExplainVersion => get(keys::explain),
+        Operation::CreateToken => post(tokens::create),
+        Operation::ListTokens => get(tokens::list),
+        Operation::RevokeToken => delete(tokens::revoke),
+        Operation::ListNodes => get(nodes::list),
+        Operation::ListClusterNodes => get(nodes::list_of_cluster),
+        Operation::BanNode => post(nodes::ban),
+        Operation::UnbanNode => post(nodes::unban),
+        Operation::RemoveNode => delete(nodes::remove),
+        Operation::ShowStatus => get(status::show),
+        Operation::ShowOpenapi => get(status::openapi),
+    }
+}
+
+async fn no_such_route() -> Refused {
+    Problem::new(Code::NoSuchRoute, "there is no such route", "read /openapi.json").into()
+}
+
+async fn method_not_allowed() -> Refused {
+    Problem::new(Code::MethodNotAllowed, "the route has no such method", "read /openapi.json").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use crate::authz::{TABLE, Who};
+
+    use super::*;
+
+    #[test]
+    fn every_operation_has_a_row_of_admins_in_the_table_and_every_such_row_an_operation() {
+        let operations: HashSet<_> = Operation::ALL.iter().map(|operation| operation.id()).collect();
+        let of_admins = |who: &[Who]| !who.is_empty() && who.iter().all(|who| matches!(who, Who::Admin(_)));
+        let rows: HashSet<_> = TABLE.iter().filter(|row| of_admins(row.who)).map(|row| row.id).collect();
+        assert_eq!(operations, rows);
+    }
 }

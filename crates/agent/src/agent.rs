@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use fleet_kms_audit::{ChangeLog, DataLog};
-use fleet_kms_identity::{KeyPair, KeyPairError, Serial, SpiffeId, Subject};
+use fleet_kms_identity::{KeyPair, KeyPairError, Serial, SpiffeId, Subject, TrustDomain};
 use fleet_kms_process::exit;
 use fleet_kms_transport::{Clock, LiveIdentity, LiveIdentityError, Roots, RootsError};
 use prometheus_client::registry::Registry;
@@ -14,18 +14,20 @@ use rustls_pki_types::CertificateDer;
 use crate::answer::Answers;
 use crate::authz::{Policy, internal};
 use crate::bulletin::Bulletin;
-use crate::ca::{self, Authorities, SignError};
-use crate::changes::{Changes, Unconfirmed};
+use crate::ca::{self, Authorities, RolloverError, SignError};
+use crate::changes::{ChangeError, Changes, Unconfirmed};
 use crate::clusters::{ClusterError, Clusters};
 use crate::config::Config;
 use crate::control_plane::ControlPlane;
 use crate::data_plane::DataPlaneService;
-use crate::enrolment::issue::{Issuer, MAX_OFFLINE};
+use crate::enrolment::issue::{Issuer, MAX_OFFLINE, agent_certificate_due};
+use crate::errors::chain;
 use crate::identities::{IdentityError, LiveIdentities};
 use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
+use crate::sightings::Sightings;
 use crate::storage::{self, Storage, StorageError};
 use crate::witness::Witness;
 
@@ -50,6 +52,9 @@ pub enum OpenError {
     /// The fleet CA cannot be read.
     #[error(transparent)]
     Authorities(#[from] ca::LoadError),
+    /// The issuing CA is due and cannot be replaced.
+    #[error(transparent)]
+    RenewAuthorities(#[from] RenewAuthoritiesError),
     /// An open intent cannot be looked up.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -72,6 +77,17 @@ pub enum OpenError {
     /// The agent's own certificate cannot be made.
     #[error("cannot make the agent's own certificate")]
     OwnCertificate(#[from] OwnCertificateError),
+}
+
+/// Why the issuing CA was not replaced; the old one stays in use.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewAuthoritiesError {
+    /// The change was refused or failed.
+    #[error("cannot make the next issuing CA")]
+    Change(#[source] Box<ChangeError<RolloverError>>),
+    /// The new one cannot be read.
+    #[error(transparent)]
+    Load(#[from] ca::LoadError),
 }
 
 /// Why the agent's own certificate cannot be made.
@@ -97,7 +113,11 @@ impl OpenError {
         match self {
             Self::Storage(error) => error.exit_code(),
             Self::Head(_) | Self::Keyrings(_) | Self::Identities(_) | Self::Clusters(_) => exit::DATA,
-            Self::Authorities(_) | Self::Ledger(_) | Self::Audit { .. } | Self::Witness { .. } => exit::DATA,
+            Self::Authorities(_)
+            | Self::RenewAuthorities(_)
+            | Self::Ledger(_)
+            | Self::Audit { .. }
+            | Self::Witness { .. } => exit::DATA,
             Self::OwnCertificate(_) => exit::FAILURE,
         }
     }
@@ -133,9 +153,11 @@ pub struct Agent {
     pub roots: Arc<Roots>,
     /// KEKs that do not open.
     pub damaged: usize,
+    authorities: Arc<ArcSwap<Authorities>>,
     ledger: Arc<Ledger>,
     clock: Clock,
     monotonic: fn() -> Instant,
+    generator: Generator,
 }
 
 impl Agent {
@@ -165,8 +187,11 @@ impl Agent {
             Changes::new(Arc::clone(&ledger), log, witness, unconfirmed, Arc::clone(&clock), generator);
         let changes = Arc::new(changes);
         changes.close_open_intents().await?;
-        let open = |row: &_, bytes: &_| keyrings.open_ca_key(&internal::authority(), row, bytes);
-        let authorities = Authorities::load(&ledger, config.trust_domain.clone(), open).await?;
+        let trust_domain = &config.trust_domain;
+        let mut authorities = load_authorities(&ledger, &keyrings, trust_domain).await?;
+        if authorities.issuing_due(clock()) && unconfirmed.is_none() {
+            authorities = renewed_authorities(&changes, &keyrings, trust_domain, generator).await?;
+        }
         let roots =
             Arc::new(Roots::new(ders(authorities.trusted_roots())).map_err(OwnCertificateError::from)?);
         let own_id = Subject::Agent { name: config.name.clone() };
@@ -174,8 +199,13 @@ impl Agent {
         let own = OwnCertificate::new(own_id, &authorities, &clock, generator)?;
         let bulletin = Bulletin::new(config.addresses.clone(), authorities.trusted_roots().to_vec());
         let authorities = Arc::new(ArcSwap::from_pointee(authorities));
-        let issuer =
-            Issuer::new(Arc::clone(&changes), authorities, Arc::clone(&identities), generator, MAX_OFFLINE);
+        let issuer = Issuer::new(
+            Arc::clone(&changes),
+            Arc::clone(&authorities),
+            Arc::clone(&identities),
+            generator,
+            MAX_OFFLINE,
+        );
         let control_plane = ControlPlane::new(
             Arc::clone(&changes),
             Arc::clone(&keyrings),
@@ -198,18 +228,26 @@ impl Agent {
             own,
             roots,
             damaged: damaged.len(),
+            authorities,
             ledger,
             clock,
             monotonic,
+            generator,
         })
     }
 
     /// Makes the service of the data port.
     pub fn data_plane(&self) -> DataPlaneService {
+        let sightings = Arc::new(Sightings::new(
+            Arc::clone(&self.identities),
+            Arc::clone(&self.issuer),
+            Arc::clone(&self.changes),
+        ));
         let answers = Answers::new(
             Arc::clone(&self.policy),
             Arc::clone(&self.data_log),
             Arc::clone(&self.metrics),
+            Arc::clone(&sightings),
             Arc::clone(&self.clock),
             self.monotonic,
         );
@@ -219,8 +257,49 @@ impl Agent {
             Arc::clone(&self.ledger),
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
+            sightings,
             self.monotonic,
         )
+    }
+
+    /// Replaces the issuing CA when half its life is over, and the agent's own
+    /// certificate when a third is. What fails is tried again a minute later.
+    pub async fn renew_certificates(&self) {
+        if self.issuer.authorities().issuing_due((self.clock)()) {
+            match renewed_authorities(
+                &self.changes,
+                &self.keyrings,
+                &self.own.id.trust_domain,
+                self.generator,
+            )
+            .await
+            {
+                Ok(authorities) => {
+                    self.authorities.store(Arc::new(authorities));
+                    self.renew_own();
+                }
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "the issuing CA cannot be renewed");
+                }
+            }
+        }
+        if agent_certificate_due(self.own.live.certificate().not_after(), (self.clock)()) {
+            self.renew_own();
+        }
+    }
+
+    fn renew_own(&self) {
+        match self.own.renew(&self.issuer.authorities(), &self.clock) {
+            Ok(()) => tracing::info!("renewed the agent's own certificate"),
+            Err(error) => {
+                tracing::error!(error = chain(&error), "the agent's own certificate cannot be renewed");
+            }
+        }
+    }
+
+    /// Returns the agent's generator.
+    pub fn generator(&self) -> Generator {
+        self.generator
     }
 
     /// Returns the agent's clock.
@@ -282,6 +361,34 @@ fn own_chain(
     let mut chain = ders(&leaf.chain);
     chain.push(CertificateDer::from(authorities.root().to_vec()));
     Ok((chain, key))
+}
+
+async fn load_authorities(
+    ledger: &Ledger,
+    keyrings: &LiveKeyrings,
+    trust_domain: &TrustDomain,
+) -> Result<Authorities, ca::LoadError> {
+    let open = |row: &_, bytes: &_| keyrings.open_ca_key(&internal::authority(), row, bytes);
+    Authorities::load(ledger, trust_domain.clone(), open).await
+}
+
+/// Makes the next issuing CA, unless another agent was first, and loads what is
+/// active then.
+async fn renewed_authorities(
+    changes: &Changes,
+    keyrings: &LiveKeyrings,
+    trust_domain: &TrustDomain,
+    generator: Generator,
+) -> Result<Authorities, RenewAuthoritiesError> {
+    let permit = internal::authority();
+    let open = |row: &_, bytes: &_| keyrings.open_ca_key(&permit, row, bytes);
+    let seal = |row: &_, key: &_| keyrings.seal_ca_key(&permit, row, key);
+    match ca::renew_issuing(changes, trust_domain, open, seal, generator).await {
+        Ok(()) => tracing::info!("made the next issuing CA"),
+        Err(ChangeError::Refused(RolloverError::NotDue)) => {}
+        Err(error) => return Err(RenewAuthoritiesError::Change(Box::new(error))),
+    }
+    Ok(load_authorities(changes.ledger(), keyrings, trust_domain).await?)
 }
 
 /// Compares head and rows, and head and witness.

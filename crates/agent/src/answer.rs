@@ -16,6 +16,7 @@ use crate::authz::{Action, Denied, Permit, Policy};
 use crate::caller::Caller;
 use crate::grpc_code::DataError;
 use crate::metrics::Metrics;
+use crate::sightings::Sightings;
 
 /// What a handler works with.
 pub struct Call<A, In> {
@@ -53,6 +54,7 @@ pub struct Answers {
     policy: Arc<Policy>,
     audit: Arc<DataLog>,
     metrics: Arc<Metrics>,
+    sightings: Arc<Sightings>,
     clock: Clock,
     monotonic: fn() -> Instant,
 }
@@ -63,10 +65,11 @@ impl Answers {
         policy: Arc<Policy>,
         audit: Arc<DataLog>,
         metrics: Arc<Metrics>,
+        sightings: Arc<Sightings>,
         clock: Clock,
         monotonic: fn() -> Instant,
     ) -> Self {
-        Self { policy, audit, metrics, clock, monotonic }
+        Self { policy, audit, metrics, sightings, clock, monotonic }
     }
 
     /// Answers one request: who, may they, `handler`, say so.
@@ -141,5 +144,8 @@ impl Answers {
         let address = caller.as_ref().map_or_else(String::new, |caller| caller.address().ip().to_string());
         let denial = Denial { identity: &identity, address: &address, operation, reason: denied.label() };
         self.audit.denied(&denial, now);
+        if let (Denied::Superseded, Some(caller)) = (denied, caller) {
+            self.sightings.superseded(caller);
+        }
     }
 }

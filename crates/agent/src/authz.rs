@@ -246,3 +246,6 @@ pub mod internal {
         FleetPermit { who: "agent".into(), scope: Scope::All, action: PhantomData }
     }
 }
+
+#[cfg(test)]
+mod tests;

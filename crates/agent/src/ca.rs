@@ -17,10 +17,12 @@ mod generation;
 mod key;
 mod leaf;
 mod load;
+mod rollover;
 
 pub use generation::{ISSUING_LIFE, NewAuthorities, ROOT_LIFE, create};
 pub use leaf::{ADMIN_LIFE, LEAF_LIFE, life};
 pub use load::LoadError;
+pub use rollover::{RolloverError, renew_issuing};
 
 use generation::whole_seconds;
 use key::CaKey;
@@ -66,6 +68,9 @@ pub enum SignError {
     /// The issuing CA's own time is over.
     #[error("the issuing CA has expired; it must be renewed before it can issue")]
     IssuingExpired,
+    /// The root's certificate does not parse.
+    #[error("the root CA's certificate is malformed")]
+    Root,
     /// The public key is of a kind that the fleet does not use.
     #[error("the public key cannot be certified")]
     PublicKey(#[source] rcgen::Error),
@@ -107,10 +112,10 @@ impl Authorities {
         issuers
     }
 
-    /// Says whether a new issuing CA is to be prepared: less than half of its
-    /// life is left.
+    /// Says whether the issuing CA is to be renewed ([`renew_issuing`]): less
+    /// than half of its life is left.
     pub fn issuing_due(&self, now: SystemTime) -> bool {
-        self.issuing.not_after.duration_since(now).unwrap_or_default() < ISSUING_LIFE / 2
+        generation::due(self.issuing.not_after, now)
     }
 
     /// Makes a certificate for `id`, `serial` and the public key `spki` (DER),

@@ -24,7 +24,7 @@ pub struct ClusterName(String);
 /// Not a cluster name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{name:?} is not a cluster name: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
+    "{name:?} is not a cluster name: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit, and no UUID"
 )]
 pub struct InvalidClusterName {
     name: String,
@@ -45,7 +45,9 @@ impl FromStr for ClusterName {
         let good = (1..=MAX_NAME).contains(&name.len())
             && name.chars().all(|c| label(c) || c == '-')
             && name.starts_with(label)
-            && name.ends_with(label);
+            && name.ends_with(label)
+            // An id would hide it: both stand in the same place of a path.
+            && name.parse::<ClusterId>().is_err();
         if good {
             Ok(Self(name.to_owned()))
         } else {

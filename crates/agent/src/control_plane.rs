@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fleet_kms_keyring::rotation::{InvalidPolicy, RotationPolicy};
-use fleet_kms_keyring::{ClusterId, KeyId, Keyring, Rotate, RotateError, Version};
+use fleet_kms_keyring::{ClusterId, KeyId, Keyring, Rotate, RotateError, TransitionError, Version};
 use fleet_kms_store::Revision;
 
 use crate::authz::{Action, FleetPermit, Permit, actions};
@@ -21,6 +21,10 @@ use crate::records::payload::{ClusterRecord, KeyringRecord, NameRecord};
 use crate::records::rows;
 use crate::times::to_ms;
 use crate::trail::Intent;
+
+mod key_changes;
+
+pub use key_changes::{ChangesVersion, DESTRUCTION_WAIT, DestructionGuard, VersionChange, Wish, guards};
 
 /// Why a cluster was not made.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +55,15 @@ pub enum KeyChangeError {
     /// The keyring does not allow it.
     #[error(transparent)]
     Rotate(#[from] RotateError),
+    /// The version's state does not allow it.
+    #[error(transparent)]
+    Transition(#[from] TransitionError),
+    /// A guard refuses the destruction.
+    #[error("version {version} may not be destroyed: {why}")]
+    Guarded { version: Version, why: String },
+    /// The caller decided on an older state.
+    #[error("the cluster is at revision {}, not {}", now.0, wished.0)]
+    Revision { now: Revision, wished: Revision },
     /// The keyring record is damaged.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -118,10 +131,7 @@ impl ControlPlane {
         period: Option<Duration>,
         reason: Option<&str>,
     ) -> Result<Created, ChangeError<CreateError>> {
-        let refuse = |error: CreateError| ChangeError::Refused(error);
-        let name: ClusterName = name.parse().map_err(|error| refuse(CreateError::Name(error)))?;
-        let policy = period.map(RotationPolicy::try_new).transpose();
-        let policy = policy.map_err(|error| refuse(error.into()))?.unwrap_or(self.default_policy);
+        let (name, policy) = self.parse_new(name, period).map_err(ChangeError::Refused)?;
         let id = ClusterId::generate(&mut *(self.generator)());
         let permit = permit.for_new_cluster(id);
         let intent = Intent::new("cluster_create", permit.who()).cluster(id, name.as_str()).reason(reason);
@@ -130,6 +140,17 @@ impl ControlPlane {
         self.keyrings.publish(id, Snapshot { revision, ..snapshot });
         self.clusters.publish(LiveClusterName { id, name: name.clone(), created });
         Ok(Created { id, name, created })
+    }
+
+    /// Says whether a cluster could be made, and makes none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::create_cluster`].
+    pub async fn check_new_cluster(&self, name: &str, period: Option<Duration>) -> Result<(), CreateError> {
+        let (name, _) = self.parse_new(name, period)?;
+        let taken = self.changes.ledger().read::<NameRecord>(&rows::cluster_name(name.as_str())).await?;
+        taken.map_or(Ok(()), |_| Err(CreateError::Exists(name)))
     }
 
     /// Rotates a cluster now.
@@ -141,9 +162,9 @@ impl ControlPlane {
         &self,
         permit: &Permit<actions::KeyRotate>,
         how: Rotate,
-        reason: Option<&str>,
+        wish: Wish<'_>,
     ) -> Result<Rotated, ChangeError<KeyChangeError>> {
-        self.rotate_as("key_rotate", permit, how, reason, &|_| Ok(())).await
+        self.rotate_as("key_rotate", permit, how, wish, &|_| Ok(())).await
     }
 
     /// Rotates a cluster that is due; does nothing if it no longer is.
@@ -161,7 +182,7 @@ impl ControlPlane {
             let due = keyring.due(&cluster) <= now;
             due.then_some(()).ok_or(KeyChangeError::NotDue)
         };
-        self.rotate_as("key_rotate_scheduled", permit, Rotate::Regular, None, &still_due).await
+        self.rotate_as("key_rotate_scheduled", permit, Rotate::Regular, Wish::default(), &still_due).await
     }
 
     /// Rewrites an activation time that lies in the future to now.
@@ -175,7 +196,7 @@ impl ControlPlane {
     ) -> Result<(), ChangeError<KeyChangeError>> {
         let intent = self.key_intent("clock_reanchor", permit);
         let prepare = || {
-            self.prepare_keyring(permit.cluster(), |keyring, now| {
+            self.prepare_keyring(permit.cluster(), Wish::default(), |keyring, now| {
                 keyring.reanchor(now);
                 Ok(Vec::new())
             })
@@ -190,12 +211,12 @@ impl ControlPlane {
         action: &'static str,
         permit: &Permit<A>,
         how: Rotate,
-        reason: Option<&str>,
+        wish: Wish<'_>,
         check: &(dyn Fn(&Keyring) -> Result<(), KeyChangeError> + Send + Sync),
     ) -> Result<Rotated, ChangeError<KeyChangeError>> {
-        let intent = self.key_intent(action, permit).reason(reason);
+        let intent = self.key_intent(action, permit).reason(wish.reason);
         let prepare = || {
-            self.prepare_keyring(permit.cluster(), |keyring, now| {
+            self.prepare_keyring(permit.cluster(), wish, |keyring, now| {
                 check(keyring)?;
                 let mut key_ids = |_| KeyId::generate(&mut *(self.generator)());
                 let made = keyring.rotate(how, now, &mut key_ids)?;
@@ -209,6 +230,15 @@ impl ControlPlane {
         let rotated = Rotated { active: active.version, key_id: active.key_id };
         self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
         Ok(rotated)
+    }
+
+    fn parse_new(
+        &self,
+        name: &str,
+        period: Option<Duration>,
+    ) -> Result<(ClusterName, RotationPolicy), CreateError> {
+        let policy = period.map(RotationPolicy::try_new).transpose()?;
+        Ok((name.parse()?, policy.unwrap_or(self.default_policy)))
     }
 
     async fn prepare_cluster(
@@ -248,6 +278,7 @@ impl ControlPlane {
     async fn prepare_keyring(
         &self,
         cluster: ClusterId,
+        wish: Wish<'_>,
         change: impl FnOnce(&mut Keyring, SystemTime) -> Result<Vec<(Version, SealedKek)>, KeyChangeError>,
     ) -> Result<(Changeset, Snapshot), KeyChangeError> {
         let ledger = self.changes.ledger();
@@ -255,6 +286,7 @@ impl ControlPlane {
             .read::<KeyringRecord>(&rows::keyring(&cluster))
             .await?
             .ok_or(KeyChangeError::UnknownCluster)?;
+        wish.check(record.revision)?;
         let mut keyring = keyring::parse(&record)?;
         let made = change(&mut keyring, self.changes.now())?;
         let mut changeset = ledger.changeset();

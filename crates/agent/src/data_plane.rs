@@ -20,6 +20,7 @@ use crate::grpc_code::{DataError, keys_code};
 use crate::ledger::Ledger;
 use crate::live_keyrings::{LiveKeyrings, Reloaded, UnwrapError, Unwrapped};
 use crate::nodes::Nodes;
+use crate::sightings::Sightings;
 
 /// Wrapped DEKs in one Unwrap.
 pub const MAX_BATCH: usize = 512;
@@ -38,6 +39,7 @@ struct Shared {
     ledger: Arc<Ledger>,
     nodes: Arc<Nodes>,
     bulletin: Arc<Bulletin>,
+    sightings: Arc<Sightings>,
     monotonic: fn() -> Instant,
 }
 
@@ -49,9 +51,11 @@ impl DataPlaneService {
         ledger: Arc<Ledger>,
         nodes: Arc<Nodes>,
         bulletin: Arc<Bulletin>,
+        sightings: Arc<Sightings>,
         monotonic: fn() -> Instant,
     ) -> Self {
-        Self { shared: Arc::new(Shared { answers, keyrings, ledger, nodes, bulletin, monotonic }) }
+        let shared = Shared { answers, keyrings, ledger, nodes, bulletin, sightings, monotonic };
+        Self { shared: Arc::new(shared) }
     }
 }
 
@@ -116,6 +120,7 @@ impl Shared {
         call: Call<actions::Status, StatusRequest>,
     ) -> Result<(StatusResponse, Vec<Said>), DataError> {
         let active = self.keyrings.active(&call.permit)?;
+        self.sightings.in_use(&call.caller);
         self.nodes.report(call.caller.id(), call.message, call.now);
         let response = StatusResponse {
             key_id: active.key_id.as_bytes().to_vec(),

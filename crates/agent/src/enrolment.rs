@@ -97,14 +97,19 @@ impl Shared {
             return Err(EnrolmentError::Request { field: "node", problem: "is longer than 63 characters" });
         }
         let join = Join::parse(&token, &csr, node, address).map_err(EnrolError::from)?;
-        Ok(self.response(self.issuer.enrol(&join).await?))
+        let issuer = Arc::clone(&self.issuer);
+        let certified = to_end(async move { issuer.enrol(&join).await }).await?;
+        Ok(self.response(certified))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<CertificateResponse, EnrolmentError> {
         let caller = Caller::from_connection(request.extensions()).map_err(|_| Denied::NoCertificate)?;
         let csr = Csr::from_der(&request.into_inner().csr).map_err(RenewError::from)?;
         let permit = self.may_renew(&caller).await?;
-        Ok(self.response(self.issuer.renew(&permit, caller.certificate(), &csr).await?))
+        let issuer = Arc::clone(&self.issuer);
+        let certified =
+            to_end(async move { issuer.renew(&permit, caller.certificate(), &csr).await }).await?;
+        Ok(self.response(certified))
     }
 
     async fn time(&self, request: Request<TimeRequest>) -> Result<TimeResponse, EnrolmentError> {
@@ -165,6 +170,16 @@ impl Shared {
         let outcome = result.as_ref().map_or_else(|error| error.code().1, |_| "ok");
         self.metrics.call(operation, outcome, elapsed);
         Ok(result.map(Response::new)?)
+    }
+}
+
+/// Runs a change to its end even if the caller hangs up or its deadline passes:
+/// what is committed must also be published, and its outcome recorded.
+async fn to_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        // Nobody aborts the task, so it panicked; the panic goes on here.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 

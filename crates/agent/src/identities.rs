@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use fleet_kms_identity::{Serial, SpiffeId};
 use fleet_kms_keyring::ClusterId;
+use fleet_kms_store::Revision;
 
 use crate::authz::{Role, Scope};
 use crate::ledger::{Ledger, LedgerError};
@@ -42,6 +43,8 @@ pub enum SerialStanding {
 /// An identity as the data path sees it.
 #[derive(Debug, Clone)]
 pub struct LiveIdentity {
+    /// Of the row that it was read from.
+    pub revision: Revision,
     /// Whose it is.
     pub id: SpiffeId,
     /// The certificate in use.
@@ -83,7 +86,15 @@ pub enum IdentityError {
 /// All identities of the store.
 #[derive(Default)]
 pub struct LiveIdentities {
-    by_id: RwLock<HashMap<SpiffeId, Arc<LiveIdentity>>>,
+    by_id: RwLock<HashMap<SpiffeId, Seat>>,
+}
+
+/// What is known of one identity. It only moves forward, because two changes
+/// may reach the memory in another order than the store; a removed one keeps
+/// its seat, so that no late word of an earlier change brings it back.
+struct Seat {
+    revision: Revision,
+    identity: Option<Arc<LiveIdentity>>,
 }
 
 impl LiveIdentities {
@@ -102,26 +113,41 @@ impl LiveIdentities {
 
     /// Returns an identity.
     pub fn find(&self, id: &SpiffeId) -> Option<Arc<LiveIdentity>> {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        by_id.get(id).and_then(|seat| seat.identity.clone())
     }
 
     /// Returns all identities, sorted by id.
     pub fn all(&self) -> Vec<Arc<LiveIdentity>> {
-        let mut all: Vec<_> =
-            self.by_id.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all = Vec::new();
+        self.for_each(|identity| all.push(Arc::clone(identity)));
         all.sort_by_key(|identity| identity.id.to_string());
         all
     }
 
-    /// Makes a committed identity visible to the next call.
-    pub fn publish(&self, identity: LiveIdentity) {
-        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        by_id.insert(identity.id.clone(), Arc::new(identity));
+    /// Looks at all identities, in no order.
+    pub fn for_each(&self, mut look: impl FnMut(&Arc<LiveIdentity>)) {
+        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        by_id.values().filter_map(|seat| seat.identity.as_ref()).for_each(&mut look);
     }
 
-    /// Forgets an identity that was removed from the store.
-    pub fn remove(&self, id: &SpiffeId) {
-        self.by_id.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    /// Makes a committed identity visible to the next call, unless a later
+    /// change is visible already.
+    pub fn publish(&self, identity: LiveIdentity) {
+        let (id, revision) = (identity.id.clone(), identity.revision);
+        self.seat(id, Seat { revision, identity: Some(Arc::new(identity)) });
+    }
+
+    /// Forgets an identity that was removed from the store at `revision`.
+    pub fn remove(&self, id: &SpiffeId, revision: Revision) {
+        self.seat(id.clone(), Seat { revision, identity: None });
+    }
+
+    fn seat(&self, id: SpiffeId, seat: Seat) {
+        let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
+        if by_id.get(&id).is_none_or(|known| known.revision <= seat.revision) {
+            by_id.insert(id, seat);
+        }
     }
 }
 
@@ -143,6 +169,7 @@ pub fn parse(record: &Record<IdentityRecord>) -> Result<LiveIdentity, IdentityEr
         .map(|id| id.as_slice().try_into().map(ClusterId::from_bytes).map_err(|_| bad("scope")))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(LiveIdentity {
+        revision: record.revision,
         id: payload.id.parse().map_err(|_| bad("SPIFFE ID"))?,
         current: issued(&payload.current)?,
         next: issued(&payload.next)?,
@@ -158,4 +185,29 @@ fn parse_issued(issued: &IssuedCertificate) -> Option<Issued> {
         spki_sha256: issued.spki_sha256.as_slice().try_into().ok()?,
         not_after: from_ms(issued.not_after_ms),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_record_published_late_does_not_lift_a_ban() {
+        let identity = |revision, banned| LiveIdentity {
+            id: "spiffe://fleet.test/admin/ada".parse().unwrap(),
+            revision: Revision(revision),
+            current: None,
+            next: None,
+            banned,
+            roles: Vec::new(),
+            scope: Scope::All,
+        };
+        let identities = LiveIdentities::default();
+        identities.publish(identity(7, false));
+        identities.publish(identity(9, true));
+        identities.publish(identity(8, false));
+        assert!(identities.all()[0].banned);
+        identities.publish(identity(10, false));
+        assert!(!identities.all()[0].banned);
+    }
 }

@@ -211,6 +211,7 @@ impl Ledger {
         let mut head = self.head.lock().await;
         let result = self.commit_over(&mut head, &changeset, &change_row).await;
         if result.is_err() {
+            let settled = self.still_there(settled).await;
             self.settled().extend(settled);
         }
         result
@@ -290,6 +291,20 @@ impl Ledger {
         }
     }
 
+    /// Drops the records that another transaction has removed: after a lost
+    /// reply one may apply late, and expecting a record that it took along
+    /// would make every later change conflict.
+    async fn still_there(&self, settled: Vec<Record<ChangeRecord>>) -> Vec<Record<ChangeRecord>> {
+        let mut there = Vec::with_capacity(settled.len());
+        for record in settled {
+            match self.store.get(&record.row).await {
+                Ok(row) if row.as_ref().map(|row| row.revision) != Some(record.revision) => {}
+                Ok(_) | Err(_) => there.push(record),
+            }
+        }
+        there
+    }
+
     fn change_record(&self, mark: &Mark) -> ChangeRecord {
         ChangeRecord {
             change: mark.change.as_bytes().to_vec(),
@@ -324,3 +339,6 @@ fn seal_with(
 fn head_context(codec: &Codec, epoch: u32) -> SealContext<'static> {
     SealContext { store: codec.store(), row: rows::HEAD.as_bytes(), kind: Kind::Head, epoch }
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,6 +32,7 @@ pub mod trail;
 pub mod bulletin;
 pub mod clusters;
 pub mod identities;
+pub mod sightings;
 pub mod nodes;
 pub mod ledger;
 pub mod records;

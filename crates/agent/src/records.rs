@@ -182,3 +182,6 @@ fn update_name(mac: &mut Hmac<Sha256>, row: &RowName) {
     mac.update(&length.to_be_bytes());
     mac.update(name);
 }
+
+#[cfg(test)]
+mod golden;

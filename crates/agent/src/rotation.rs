@@ -69,14 +69,23 @@ impl Seen {
     }
 }
 
+/// The two clocks of the schedule.
+#[derive(Debug, Clone, Copy)]
+pub struct Clocks {
+    /// The wall clock: when a rotation is due.
+    pub wall: fn() -> SystemTime,
+    /// The monotonic clock: how far apart two rotations are.
+    pub monotonic: fn() -> Instant,
+}
+
 /// Runs the schedule until `stop`.
 pub async fn run(
     control_plane: Arc<ControlPlane>,
     keyrings: Arc<LiveKeyrings>,
-    clocks: (fn() -> SystemTime, fn() -> Instant),
+    clocks: Clocks,
     stop: CancellationToken,
 ) {
-    let (wall, monotonic) = clocks;
+    let Clocks { wall, monotonic } = clocks;
     let mut seen = Seen::default();
     loop {
         let pause = look(&control_plane, &keyrings, &mut seen, wall, monotonic).await;

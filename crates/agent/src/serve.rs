@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use fleet_kms_process::hardening::{self, Plan, Warning};
 use fleet_kms_process::listen::{self, ListenError};
@@ -27,7 +27,6 @@ use tower::{Layer, ServiceExt};
 use crate::agent::{Agent, OpenError};
 use crate::config::{Config, Listen};
 use crate::enrolment::EnrolmentService;
-use crate::enrolment::issue::agent_certificate_due;
 use crate::errors::chain;
 use crate::ledger::{Generator, HeadError, Integrity};
 use crate::storage::{self, StorageError};
@@ -37,8 +36,8 @@ use crate::{admin, ops, rotation};
 const MAX_DATA_REQUEST: usize = 1 << 20;
 /// The largest request of the enrolment port: a CSR.
 const MAX_ENROLMENT_REQUEST: usize = 16 << 10;
-/// The agent looks at its own certificate so often.
-const OWN_CERTIFICATE_EVERY: Duration = Duration::from_secs(60);
+/// The agent looks at the issuing CA and its own certificate so often.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
 /// Data calls are summed up into audit lines so often.
 const AUDIT_FLUSH_EVERY: Duration = Duration::from_secs(10);
 
@@ -209,33 +208,31 @@ fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, stop: &CancellationToken)
     tasks.spawn(rotation::run(
         Arc::clone(&agent.control_plane),
         Arc::clone(&agent.keyrings),
-        (clocks::now as fn() -> SystemTime, clocks::monotonic),
+        rotation::Clocks { wall: clocks::now, monotonic: clocks::monotonic },
         stop.clone(),
     ));
     let renewing = Arc::clone(agent);
-    tasks.spawn(every(OWN_CERTIFICATE_EVERY, stop.clone(), move || renew_own(&renewing)));
+    tasks.spawn(every(CERTIFICATES_EVERY, stop.clone(), move || {
+        let agent = Arc::clone(&renewing);
+        async move { agent.renew_certificates().await }
+    }));
     let flushing = Arc::clone(agent);
-    tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || flush_audit(&flushing)));
+    tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || {
+        flush_audit(&flushing);
+        std::future::ready(())
+    }));
 }
 
 /// Does something again and again until `stop`.
-async fn every(pause: Duration, stop: CancellationToken, act: impl Fn() + Send) {
+async fn every<F: Future<Output = ()> + Send>(
+    pause: Duration,
+    stop: CancellationToken,
+    act: impl Fn() -> F + Send,
+) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => act(),
-        }
-    }
-}
-
-fn renew_own(agent: &Agent) {
-    if !agent_certificate_due(agent.own.live().certificate().not_after(), (agent.clock())()) {
-        return;
-    }
-    match agent.own.renew(&agent.issuer.authorities(), agent.clock()) {
-        Ok(()) => tracing::info!("renewed the agent's own certificate"),
-        Err(error) => {
-            tracing::error!(error = chain(&error), "the agent's own certificate cannot be renewed");
+            () = tokio::time::sleep(pause) => act().await,
         }
     }
 }

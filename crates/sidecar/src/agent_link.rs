@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::backoff::Backoff;
+use crate::errors::chain;
 
 /// How long name resolution, TCP, TLS and HTTP/2 may take together.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
@@ -155,8 +156,7 @@ async fn keep(address: String, tls: ClientTls, context: LinkContext, shared: Arc
                 }
                 let reason = chain(&error);
                 if reason != last_reason {
-                    let error: &dyn std::error::Error = &error;
-                    tracing::warn!(agent = address, error, "cannot connect");
+                    tracing::warn!(agent = address, reason, "cannot connect");
                 }
                 last_reason = reason;
             }
@@ -164,16 +164,4 @@ async fn keep(address: String, tls: ClientTls, context: LinkContext, shared: Arc
         shared.publish(LinkState::Down { reason: last_reason.clone(), since: down_since });
         tokio::time::sleep(backoff.next(down_since.elapsed())).await;
     }
-}
-
-/// An error with its causes, for the log of this node only.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

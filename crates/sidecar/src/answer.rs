@@ -12,6 +12,7 @@ use fleet_kms_transport::deadline::Deadline;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+use crate::errors::chain;
 use crate::grpc_code::CallError;
 use crate::metrics::{Metrics, OK, Operation};
 
@@ -114,7 +115,6 @@ impl Answers {
         };
         logged.insert((operation, error.outcome()), Logged { last: now, left_out: 0 });
         drop(logged);
-        let error: &dyn std::error::Error = error;
-        tracing::warn!(?operation, error, left_out, "a call of kube-apiserver failed");
+        tracing::warn!(?operation, error = chain(error), left_out, "a call of kube-apiserver failed");
     }
 }

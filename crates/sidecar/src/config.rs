@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use fleet_kms_identity::{AgentAddress, Name};
 use fleet_kms_process::config::InvalidKey;
-use fleet_kms_process::logging::Format;
+use fleet_kms_process::logging::{Filter, Format};
 use serde::Deserialize;
 
 use crate::socket::{Account, MAX_PATH, SocketConfig};
 
-/// The prefix of environment variables: `KMS_SIDECAR__SOCKET__PATH`.
-pub const ENVIRONMENT: &str = "KMS_SIDECAR";
+/// The prefix of environment variables: `FLEET_KMS_SIDECAR__SOCKET__PATH`.
+pub const ENVIRONMENT: &str = "FLEET_KMS_SIDECAR";
 
 /// The longest `hold_for`: calls have a deadline of 10 s at most.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
@@ -61,7 +61,7 @@ pub struct RawIdentity {
 
 impl Default for RawIdentity {
     fn default() -> Self {
-        Self { directory: "/var/lib/kms-sidecar".into(), node: None }
+        Self { directory: "/var/lib/fleet-kms/sidecar".into(), node: None }
     }
 }
 
@@ -136,7 +136,7 @@ impl Default for RawLog {
 }
 
 /// The configuration, every value of it usable.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Config {
     /// kube-apiserver's socket.
     pub socket: SocketConfig,
@@ -154,7 +154,7 @@ pub struct Config {
     /// How log lines look.
     pub log_format: Format,
     /// Which log lines are written, as `tracing` filters.
-    pub log_filter: String,
+    pub log_filter: Filter,
 }
 
 impl TryFrom<RawConfig> for Config {
@@ -169,6 +169,10 @@ impl TryFrom<RawConfig> for Config {
             raw.identity.node.map(|node| node.parse::<Name>()).transpose().map_err(|error| {
                 InvalidKey::new("identity.node", error.to_string(), "use the host's name")
             })?;
+        let filter = raw.log.filter.parse().map_err(|_| {
+            let remedy = "write a level, such as info, or levels by module, such as info,kms_sidecar=debug";
+            InvalidKey::new("log.filter", "cannot be parsed", remedy)
+        })?;
         Ok(Self {
             socket: socket(raw.socket)?,
             identity_directory: absolute("identity.directory", raw.identity.directory)?,
@@ -180,7 +184,7 @@ impl TryFrom<RawConfig> for Config {
                 RawFormat::Text => Format::Text,
                 RawFormat::Json => Format::Json,
             },
-            log_filter: raw.log.filter,
+            log_filter: filter,
         })
     }
 }
@@ -266,6 +270,7 @@ mod tests {
             ("socket.mode = '7777'", "socket.mode"),
             ("identity.node = 'Upper'", "identity.node"),
             ("timing.hold_for = '2m'", "timing.hold_for"),
+            ("log.filter = '=='", "log.filter"),
             ("agents.addresses = [{ data = '10.0.0.7', enrolment = 'a:1' }]", "agents.addresses"),
         ] {
             let error = parse(text).unwrap_err();

@@ -5,6 +5,7 @@
 //! the modules in the order in which they are listed here, down to
 //! [`agent_link`]; then come what the node does for itself, and what all share.
 
+pub mod run;
 pub mod socket;
 pub mod authority;
 pub mod kms;
@@ -17,7 +18,12 @@ pub mod links;
 pub mod agent_link;
 
 pub mod node_status;
+pub mod node_identity;
+pub mod enrolment;
+pub mod upkeep;
+pub mod believed_time;
 
 pub mod grpc_code;
+pub mod errors;
 pub mod metrics;
 pub mod config;

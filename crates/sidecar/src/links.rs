@@ -164,6 +164,18 @@ impl Links {
         }
     }
 
+    /// As [`Self::set_agents`], with new connections to all of them: this node
+    /// has another identity.
+    pub fn replace_agents<'a>(&self, tls: &ClientTls, addresses: impl IntoIterator<Item = &'a str>) {
+        self.0.links.store(None);
+        self.set_agents(tls, addresses);
+    }
+
+    /// What the links tell beside their state.
+    pub fn context(&self) -> &LinkContext {
+        &self.0.context
+    }
+
     /// Waits until some agent is connected.
     pub async fn up(&self) {
         let mut changes = self.0.context.changes.subscribe();
@@ -246,7 +258,7 @@ pub fn attempt_request<T>(message: T, time: Duration) -> Request<T> {
 }
 
 /// An agent's own error; `None` for one that has come from anything else.
-fn refusal(status: &Status) -> Option<Refusal> {
+pub fn refusal(status: &Status) -> Option<Refusal> {
     let reason = status.metadata().get(REASON)?.to_str().ok()?.to_owned();
     let text = status.message().chars().take(MAX_TEXT).collect();
     Some(Refusal { code: status.code(), reason, text })

@@ -66,17 +66,15 @@ struct Shared {
 }
 
 impl NodeStatus {
-    /// Starts with the highest version that this node has seen before.
-    pub fn new(links: Links, metrics: Metrics, highest_version: u32) -> Self {
-        metrics.set_highest_version(highest_version);
-        let learnt = Learnt { highest_version, ..Learnt::default() };
+    /// Knows nothing yet.
+    pub fn new(links: Links, metrics: Metrics) -> Self {
         Self(Arc::new(Shared {
             links,
             metrics,
             named: ArcSwapOption::empty(),
-            highest_version: AtomicU32::new(highest_version),
+            highest_version: AtomicU32::new(0),
             certificate_not_after: AtomicU64::new(0),
-            learnt: watch::Sender::new(learnt),
+            learnt: watch::Sender::new(Learnt::default()),
         }))
     }
 
@@ -115,6 +113,12 @@ impl NodeStatus {
     /// not told any.
     pub fn named(&self) -> Option<ActiveVersion> {
         self.0.named.load().as_deref().copied()
+    }
+
+    /// Notes a version that this node saw in an earlier life.
+    pub fn saw_version(&self, version: u32) {
+        let highest = version.max(self.0.highest_version.fetch_max(version, Ordering::Relaxed));
+        self.0.metrics.set_highest_version(highest);
     }
 
     /// Sets what is reported about the certificate.

@@ -217,10 +217,10 @@ fn bind_over(
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => rustix::net::bind(&socket, &SocketAddrUnix::new(&temporary)?)?,
         }
+        rustix::fs::chmod(&temporary, mode)?;
         if owner.is_some() || group.is_some() {
             rustix::fs::chown(&temporary, owner, group)?;
         }
-        rustix::fs::chmod(&temporary, mode)?;
         rustix::net::listen(&socket, BACKLOG)?;
         std::fs::rename(&temporary, path)?;
         Ok(socket)

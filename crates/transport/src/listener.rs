@@ -162,7 +162,8 @@ impl Listener for TlsPort {
     }
 }
 
-/// Lets the peer read the alert: closing with its bytes unread would reset the connection and lose it.
+/// Lets the peer read the alert: closing with its bytes unread would reset the connection, after which a lost alert is
+/// not sent again, and some systems forget one that has arrived.
 async fn linger(mut stream: TcpStream) {
     let read_out = async {
         stream.shutdown().await?;

@@ -40,3 +40,17 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
 fn provider() -> Arc<CryptoProvider> {
     Arc::clone(&PROVIDER)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{NamedGroup, ProtocolVersion};
+
+    use super::*;
+
+    #[test]
+    fn the_hybrid_key_exchange_comes_first_and_nothing_is_older_than_tls_1_3() {
+        assert_eq!(PROVIDER.kx_groups.first().unwrap().name(), NamedGroup::X25519MLKEM768);
+        let versions = PROVIDER.cipher_suites.iter().map(|suite| suite.version().version);
+        assert!(versions.into_iter().all(|version| version == ProtocolVersion::TLSv1_3));
+    }
+}

@@ -106,10 +106,38 @@ table! {
     KeyVersions = "key_versions" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// Rotate a cluster's KEK now.
     KeyRotate = "key_rotate" => [OPERATOR, KEY_OFFICER],
+    /// Change the time between rotations.
+    RotationSet = "rotation_set" => [OPERATOR, KEY_OFFICER],
+    /// Disable a version.
+    KeyDisable = "key_disable" => [KEY_OFFICER],
+    /// Enable a version again.
+    KeyEnable = "key_enable" => [KEY_OFFICER],
+    /// Schedule a version's destruction.
+    KeyDestroy = "key_destroy" => [KEY_OFFICER],
+    /// Cancel a version's destruction.
+    KeyCancelDestroy = "key_cancel_destroy" => [KEY_OFFICER],
+    /// Say why a version may or may not be destroyed.
+    KeyExplain = "key_explain" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// Make a join token.
     TokenCreate = "token_create" => [OPERATOR, ENROLLER],
+    /// List a cluster's join tokens.
+    TokenList = "token_list" => [OPERATOR, AUDITOR, ENROLLER],
+    /// Revoke a join token.
+    TokenRevoke = "token_revoke" => [OPERATOR, ENROLLER],
+    /// List the nodes of all clusters.
+    NodeList = "node_list" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
+    /// List a cluster's nodes.
+    ClusterNodeList = "cluster_node_list" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
+    /// Ban a node.
+    NodeBan = "node_ban" => [OPERATOR],
+    /// Lift a ban.
+    NodeUnban = "node_unban" => [OPERATOR],
+    /// Remove a node.
+    NodeRemove = "node_remove" => [OPERATOR],
     /// Show the agent's status.
     StatusShow = "status_show" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
+    /// Show the admin API's document.
+    OpenapiShow = "openapi_show" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
 
     /// Rotate a cluster that is due.
     ScheduledRotation = "internal:schedule" => [Who::Internal("schedule")],

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fleet_kms_identity::TrustDomain;
+use fleet_kms_identity::{TrustDomain, validity};
 use fleet_kms_store::RowName;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose,
@@ -43,7 +43,7 @@ pub struct NewAuthorities {
 }
 
 /// One CA generation before it is stored.
-struct Generation {
+pub(super) struct Generation {
     kind: &'static str,
     record: AuthorityRecord,
     /// PKCS #8.
@@ -62,7 +62,7 @@ pub fn create(
 ) -> Result<NewAuthorities, SignError> {
     let not_before = now.checked_sub(CLOCK_SLACK).ok_or(SignError::Clock)?;
     let root = new_root(trust_domain, not_before, now, rng)?;
-    let issuing = new_issuing(trust_domain, &root, not_before, now, rng)?;
+    let issuing = new_issuing(trust_domain, 1, (&root.record, &root.key), now, rng)?;
     Ok(NewAuthorities { root, issuing })
 }
 
@@ -78,14 +78,24 @@ impl NewAuthorities {
         changeset: &mut Changeset,
         mut seal: impl FnMut(&RowName, &[u8]) -> Result<Vec<u8>, E>,
     ) -> Result<(), E> {
-        for generation in [&self.root, &self.issuing] {
-            let number = generation.record.generation;
-            changeset.insert(rows::authority(generation.kind, number), &generation.record);
-            let row = rows::authority_key(generation.kind, number);
-            let sealed = seal(&row, &generation.key)?;
-            changeset.insert_sealed(row, sealed);
-        }
+        self.root.write_to(changeset, &mut seal)?;
+        self.issuing.write_to(changeset, &mut seal)?;
         changeset.insert(rows::fixed(rows::ISSUED), &IssuedRecord { last: 0 });
+        Ok(())
+    }
+}
+
+impl Generation {
+    pub(super) fn write_to<E>(
+        &self,
+        changeset: &mut Changeset,
+        seal: &mut impl FnMut(&RowName, &[u8]) -> Result<Vec<u8>, E>,
+    ) -> Result<(), E> {
+        let number = self.record.generation;
+        let row = rows::authority_key(self.kind, number);
+        let sealed = seal(&row, &self.key)?;
+        changeset.insert(rows::authority(self.kind, number), &self.record);
+        changeset.insert_sealed(row, sealed);
         Ok(())
     }
 }
@@ -106,24 +116,31 @@ fn new_root(
     Ok(Generation { kind: ROOT, record, key: document })
 }
 
-fn new_issuing(
+/// Makes an issuing CA under a root, given as its record and its key (PKCS #8).
+pub(super) fn new_issuing(
     trust_domain: &TrustDomain,
-    root: &Generation,
-    not_before: SystemTime,
+    generation: u32,
+    (root, root_key): (&AuthorityRecord, &[u8]),
     now: SystemTime,
     rng: &mut dyn rand_core::CryptoRng,
 ) -> Result<Generation, SignError> {
-    let not_after = now.checked_add(ISSUING_LIFE).ok_or(SignError::Clock)?;
+    let (not_before, root_end) = validity(&root.certificate).map_err(|_| SignError::Root)?;
+    let not_after = now.checked_add(ISSUING_LIFE).ok_or(SignError::Clock)?.min(root_end);
     let (key, document) = new_key()?;
     let mut params = params(trust_domain, "issuing", not_before, not_after, rng)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     // It also signs `Time` answers.
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
-    let root_key = CaKey::from_pkcs8(&root.key)?;
-    let certificate = root_key.sign_certificate(&root.record.certificate, &params, &*key)?;
-    let record = record(certificate, not_after, root.record.generation);
+    let root_key = CaKey::from_pkcs8(root_key)?;
+    let certificate = root_key.sign_certificate(&root.certificate, &params, &*key)?;
+    let record = AuthorityRecord { generation, ..record(certificate, not_after, root.generation) };
     Ok(Generation { kind: ISSUING, record, key: document })
+}
+
+/// Says whether an issuing CA that ends at `not_after` is to be renewed.
+pub(super) fn due(not_after: SystemTime, now: SystemTime) -> bool {
+    not_after.duration_since(now).unwrap_or_default() < ISSUING_LIFE / 2
 }
 
 fn new_key() -> Result<(Zeroizing<KeyPair>, Zeroizing<Vec<u8>>), SignError> {

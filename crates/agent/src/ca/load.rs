@@ -27,11 +27,17 @@ pub enum LoadError {
         found: usize,
     },
     /// The sealed private key's row is missing.
-    #[error("the store has no private key for the active issuing CA; restore a backup")]
-    NoKey,
+    #[error("the store has no private key for the active {0} CA; restore a backup")]
+    NoKey(&'static str),
     /// The sealed private key does not open.
-    #[error("the issuing CA's private key does not open")]
-    Open(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the {kind} CA's private key does not open")]
+    Open {
+        /// Root or issuing.
+        kind: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// What opens is not the certificate's key.
     #[error("the issuing CA's private key is not its certificate's")]
     ForeignKey,
@@ -67,12 +73,10 @@ impl Authorities {
     {
         let roots = ledger.scan::<AuthorityRecord>(&prefix(ROOT)).await?;
         let issuing = ledger.scan::<AuthorityRecord>(&prefix(ISSUING)).await?;
-        let active_root = only_active(ROOT, &roots)?;
-        let active_issuing = only_active(ISSUING, &issuing)?;
+        let active_root = &only_active(ROOT, &roots)?.payload;
+        let active_issuing = &only_active(ISSUING, &issuing)?.payload;
 
-        let row = rows::authority_key(ISSUING, active_issuing.generation);
-        let sealed = ledger.scan_rows(row.as_str()).await?.into_iter().next().ok_or(LoadError::NoKey)?;
-        let document = open(&row, &sealed.bytes).map_err(|error| LoadError::Open(error.into()))?;
+        let document = key_of(ISSUING, active_issuing.generation, ledger, &open).await?;
         let key = CaKey::from_pkcs8(&document)?;
         if key.spki()? != public_key(&active_issuing.certificate).ok_or(LoadError::Certificate(ISSUING))? {
             return Err(LoadError::ForeignKey);
@@ -87,16 +91,31 @@ impl Authorities {
     }
 }
 
-fn prefix(kind: &str) -> String {
+/// Opens one generation's private key (PKCS #8).
+pub(super) async fn key_of<E>(
+    kind: &'static str,
+    generation: u32,
+    ledger: &Ledger,
+    open: &impl Fn(&RowName, &[u8]) -> Result<Zeroizing<Vec<u8>>, E>,
+) -> Result<Zeroizing<Vec<u8>>, LoadError>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let row = rows::authority_key(kind, generation);
+    let sealed = ledger.scan_rows(row.as_str()).await?.into_iter().next();
+    let sealed = sealed.ok_or(LoadError::NoKey(kind))?;
+    open(&row, &sealed.bytes).map_err(|error| LoadError::Open { kind, source: error.into() })
+}
+
+pub(super) fn prefix(kind: &str) -> String {
     format!("{}{kind}/", rows::AUTHORITIES)
 }
 
-fn only_active<'a>(
+pub(super) fn only_active<'a>(
     kind: &'static str,
     records: &'a [Record<AuthorityRecord>],
-) -> Result<&'a AuthorityRecord, LoadError> {
-    let active: Vec<_> =
-        records.iter().map(|record| &record.payload).filter(|record| is_active(record)).collect();
+) -> Result<&'a Record<AuthorityRecord>, LoadError> {
+    let active: Vec<_> = records.iter().filter(|record| is_active(&record.payload)).collect();
     match active.as_slice() {
         [one] => Ok(one),
         other => Err(LoadError::Active { kind, found: other.len() }),

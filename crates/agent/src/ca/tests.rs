@@ -7,10 +7,12 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use super::*;
-use crate::enrolment::rig::{DAY, Rig, load, open, seal};
+use crate::changes::ChangeError;
+use crate::enrolment::rig::{DAY, Rig, generator, load, open, seal};
 use crate::ledger::Ledger;
 use crate::records::payload::{AuthorityRecord, AuthorityState};
 use crate::records::rows;
+use crate::times::to_ms;
 use crate::trail::Intent;
 
 fn parse(der: &[u8]) -> X509Certificate<'_> {
@@ -154,10 +156,10 @@ async fn a_ca_without_its_own_key_is_refused() {
     assert!(matches!(load(ledger).await, Err(LoadError::ForeignKey)));
 
     replace(&rig, &row, Some(seal(&rows::authority_key("root", 1), &root_key).unwrap())).await;
-    assert!(matches!(load(ledger).await, Err(LoadError::Open(_))));
+    assert!(matches!(load(ledger).await, Err(LoadError::Open { kind: "issuing", .. })));
 
     replace(&rig, &row, None).await;
-    assert!(matches!(load(ledger).await, Err(LoadError::NoKey)));
+    assert!(matches!(load(ledger).await, Err(LoadError::NoKey("issuing"))));
 }
 
 #[tokio::test]
@@ -167,6 +169,47 @@ async fn exactly_one_generation_is_active() {
     rig.edit(row, |root: &mut AuthorityRecord| root.state = AuthorityState::Retiring.into()).await;
     let refused = load(rig.changes.ledger()).await;
     assert!(matches!(refused, Err(LoadError::Active { kind: "root", found: 0 })));
+}
+
+#[tokio::test]
+async fn a_renewed_issuing_ca_is_under_the_same_root_and_what_the_old_one_made_stays_good() {
+    let rig = Rig::new().await;
+    let before = rig.authorities.load_full();
+    let (old_chain, _) = issue(&before, NODE, rig.now());
+    let early = renew_issuing(&rig.changes, before.trust_domain(), open, seal, generator).await;
+    assert!(matches!(early, Err(ChangeError::Refused(RolloverError::NotDue))));
+    // A year off, so that the old one has expired as well.
+    rig.set(before.issuing.not_after + DAY);
+    let ledger = rig.changes.ledger();
+    let domain = before.trust_domain();
+    renew_issuing(&rig.changes, domain, open, seal, generator).await.unwrap();
+    let after = load(ledger).await.unwrap();
+    assert_eq!((after.root(), after.trusted_roots()), (before.root(), before.trusted_roots()));
+    assert!(!after.issuing_due(rig.now()));
+    let (chain, leaf) = issue(&after, NODE, rig.now());
+    assert_ne!(chain[1], old_chain[1]);
+    assert_eq!(leaf.not_before(), Certificate::from_der(&old_chain[0]).unwrap().not_before());
+    for chain in [&chain, &old_chain] {
+        let (leaf, issuing) = (parse(&chain[0]), parse(&chain[1]));
+        leaf.verify_signature(Some(issuing.public_key())).unwrap();
+        issuing.verify_signature(Some(parse(after.root()).public_key())).unwrap();
+    }
+    let old: AuthorityRecord = rig.read(rows::authority("issuing", 1)).await.unwrap();
+    assert_eq!((old.state, old.retired_ms), (AuthorityState::Retiring.into(), to_ms(rig.now())));
+    assert!(rig.audit().contains("ca_issuing_renew"));
+}
+
+#[tokio::test]
+async fn an_issuing_ca_is_not_renewed_without_the_roots_key() {
+    let rig = Rig::new().await;
+    replace(&rig, &rows::authority_key("root", 1), None).await;
+    rig.pass(ISSUING_LIFE / 2 + DAY);
+    let domain = "fleet.test".parse().unwrap();
+    let refused = renew_issuing(&rig.changes, &domain, open, seal, generator).await;
+    let Err(ChangeError::Refused(RolloverError::Load(LoadError::NoKey("root")))) = refused else {
+        panic!("{refused:?}");
+    };
+    load(rig.changes.ledger()).await.unwrap();
 }
 
 async fn replace(rig: &Rig, row: &fleet_kms_store::RowName, sealed: Option<Vec<u8>>) {

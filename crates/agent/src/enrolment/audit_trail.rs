@@ -89,9 +89,8 @@ pub(super) fn promote(id: &SpiffeId, serial: &Serial) -> Intent {
     Intent::new("promote", AGENT).target(id.to_string()).detail("serial", serial.to_string())
 }
 
-pub(super) fn direct(who: &str, id: &SpiffeId, roles: &[String]) -> Intent {
-    let action = if id.subject.is_agent() { "agent_certificate" } else { "admin_issue" };
-    Intent::new(action, who).target(id.to_string()).detail("roles", roles.join(","))
+pub(super) fn admin_issue(who: &str, id: &SpiffeId, roles: &[String]) -> Intent {
+    Intent::new("admin_issue", who).target(id.to_string()).detail("roles", roles.join(","))
 }
 
 fn refusal(action: &'static str, shown: &Certificate, reason: &'static str) -> Event {
@@ -100,7 +99,7 @@ fn refusal(action: &'static str, shown: &Certificate, reason: &'static str) -> E
         .detail("serial", shown.serial().to_string())
 }
 
-fn token_name(hash: &[u8; 32]) -> String {
+pub(crate) fn token_name(hash: &[u8; 32]) -> String {
     let [a, b, c, d, e, f, g, h, ..] = *hash;
     HEXLOWER.encode(&[a, b, c, d, e, f, g, h])
 }

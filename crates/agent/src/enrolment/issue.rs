@@ -23,10 +23,12 @@ use crate::records::payload::{IdentityRecord, IssuedCertificate, IssuedRecord};
 use crate::records::{Record, rows};
 use crate::times::{from_ms, to_ms};
 
+mod ban;
 mod direct;
 mod join;
 mod renew;
 
+pub use ban::NodeChangeError;
 pub use direct::{Bundle, DirectError, agent_certificate_due};
 pub use join::{EnrolError, Join};
 pub use renew::{RenewError, RenewRefused};
@@ -191,7 +193,9 @@ impl Issuer {
                 self.publish(record, revision)
             }
             None => {
-                self.identities.remove(id);
+                // Gone at a revision that only its remover knows.
+                let known = self.identities.find(id).map_or(Revision::ABSENT, |identity| identity.revision);
+                self.identities.remove(id, known);
                 Ok(())
             }
         }

@@ -147,8 +147,9 @@ impl Budget {
     }
 
     fn peek(&mut self, rate: Rate, now: SystemTime) -> Result<(), Limited> {
-        let wanted = self.full_at(rate, now) + rate.interval;
-        match wanted.duration_since(now + rate.span()) {
+        // Kept, so that the budget refills from here on whatever the clock did before.
+        self.full_at = self.full_at(rate, now);
+        match (self.full_at + rate.interval).duration_since(now + rate.span()) {
             Ok(retry_after) if !retry_after.is_zero() => {
                 let first = !std::mem::replace(&mut self.refused, true);
                 Err(Limited { retry_after, first })

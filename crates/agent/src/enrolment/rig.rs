@@ -8,12 +8,12 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use fleet_kms_audit::ChangeLog;
-use fleet_kms_identity::{Certificate, Csr, JoinToken, KeyPair, SpiffeId, Standing};
+use fleet_kms_identity::{Certificate, Csr, JoinToken, KeyPair, Serial, SpiffeId, Standing};
 use fleet_kms_keyring::sealed::{self, Kind, SealContext, SealKey};
 use fleet_kms_keyring::{ClusterId, StoreId};
 use fleet_kms_seal::LockedKey;
 use fleet_kms_store::contract::Flaky;
-use fleet_kms_store::{MemoryStore, RowName, Store};
+use fleet_kms_store::{MemoryStore, Revision, RowName, Store};
 use fleet_kms_transport::PeerInfo;
 use tempfile::TempDir;
 use zeroize::Zeroizing;
@@ -127,7 +127,9 @@ impl Rig {
 
     /// All lines of the chain of changes.
     pub(crate) fn audit(&self) -> String {
-        std::fs::read_to_string(self.directory.path().join("changes-1.jsonl")).unwrap()
+        let files = std::fs::read_dir(self.directory.path()).unwrap().map(|file| file.unwrap().path());
+        let lines = files.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+        lines.map(|path| std::fs::read_to_string(path).unwrap()).collect()
     }
 
     pub(crate) async fn read<P: Payload>(&self, row: RowName) -> Option<P> {
@@ -151,6 +153,13 @@ impl Rig {
         self.changes.run(Intent::new("edit", "test"), prepare).await.unwrap();
     }
 
+    /// Makes this agent's memory lose an identity, as if another agent had
+    /// issued it.
+    pub(crate) fn forget(&self, id: &SpiffeId) {
+        let known = self.identities.find(id).unwrap();
+        self.identities.remove(id, known.revision);
+    }
+
     pub(crate) async fn identity(&self, id: &SpiffeId) -> IdentityRecord {
         self.read(rows::identity(id)).await.unwrap()
     }
@@ -162,7 +171,10 @@ impl Rig {
 
     pub(crate) async fn token_with(&self, terms: TokenTerms) -> JoinToken {
         let authorities = self.authorities.load_full();
-        tokens::create(&self.changes, &authorities, &terms, "admin", &mut *generator()).await.unwrap()
+        tokens::create(&self.changes, &authorities, &terms, ("admin", None), &mut *generator())
+            .await
+            .unwrap()
+            .token
     }
 
     /// A token for one use, bound to `node` or, when that is empty, to none.
@@ -184,6 +196,13 @@ impl Rig {
     pub(crate) async fn enrol(&self, node: &str, key: &KeyPair) -> Result<Certificate, EnrolError> {
         let token = self.token(node).await;
         self.issuer.enrol(&Self::join(&token, key, "")).await.map(|certified| leaf(&certified))
+    }
+
+    /// The certificate that an agent makes for itself.
+    pub(crate) fn agent_chain(&self, name: &str, key: &KeyPair) -> Vec<Vec<u8>> {
+        let id = format!("spiffe://fleet.test/agent/{name}").parse().unwrap();
+        let serial = Serial::new(0, [1; 8]).unwrap();
+        self.authorities.load().issue(&id, &serial, &key.spki_der(), self.now()).unwrap().chain
     }
 
     /// What the connection that shows this certificate is permitted to renew.
@@ -210,6 +229,7 @@ impl Rig {
         let stale = LiveIdentities::default();
         stale.publish(LiveIdentity {
             id: shown.id().clone(),
+            revision: Revision::ABSENT,
             current: Some(Issued {
                 serial: shown.serial(),
                 spki_sha256: *shown.spki_sha256(),
@@ -246,7 +266,7 @@ async fn changes(directory: &std::path::Path, store: &Arc<Flaky>, clock: &Arc<At
     let shared: Arc<dyn Store> = Arc::<Flaky>::clone(store);
     Ledger::create(&*shared, &codec(), &locked(2), Vec::new(), generator).await.unwrap();
     let ledger = Ledger::open(shared, codec(), locked(2), "agent-1".to_owned(), generator).await.unwrap();
-    let (log, _) = ChangeLog::open(directory).unwrap();
+    let log = ChangeLog::open(directory).unwrap();
     let clock = Arc::clone(clock);
     let clock = Arc::new(move || from_ms(clock.load(Ordering::SeqCst)));
     Changes::new(Arc::new(ledger), log, Witness::new(directory), None, clock, generator)

@@ -20,6 +20,11 @@ use crate::records::payload::{ClusterRecord, TokenRecord, TokenUse};
 use crate::records::rows;
 use crate::times::{from_ms, to_ms};
 
+mod kept;
+
+pub(crate) use super::audit_trail::token_name as name_of;
+pub use kept::{KeptToken, TokenChangeError, find, revoke, usable};
+
 /// Long enough to paste it into a terminal.
 pub const MIN_LIFE: Duration = Duration::from_secs(60);
 /// The life of a token whose maker said nothing about it.
@@ -136,6 +141,14 @@ impl TokenError {
     }
 }
 
+/// A join token that was just made.
+pub struct NewToken {
+    /// The token with its secret, shown once and kept nowhere.
+    pub token: JoinToken,
+    /// What the store keeps of it.
+    pub record: TokenRecord,
+}
+
 /// Makes a join token on behalf of `who`, who must hold a permit for the
 /// cluster. The text of the returned token is shown once and kept nowhere.
 ///
@@ -146,15 +159,16 @@ pub async fn create(
     changes: &Changes,
     authorities: &Authorities,
     terms: &TokenTerms,
-    who: &str,
+    (who, reason): (&str, Option<&str>),
     rng: &mut (dyn rand_core::CryptoRng + Send),
-) -> Result<JoinToken, TokenError> {
+) -> Result<NewToken, TokenError> {
     let now = changes.now();
     let token = JoinToken::generate(authorities.root_sha256(), now, rng);
     let row = rows::token(&token.hash());
     let record = terms.record(who, now);
     let cluster = live_cluster(changes, &terms.cluster).await?.ok_or(TokenError::Cluster)?;
-    let intent = audit_trail::token_create(who, (terms.cluster, &cluster.name), &token.hash(), &record);
+    let intent =
+        audit_trail::token_create(who, (terms.cluster, &cluster.name), &token.hash(), &record).reason(reason);
     let prepare = || async {
         live_cluster(changes, &terms.cluster).await?.ok_or(TokenError::Cluster)?;
         let mut changeset: Changeset = changes.ledger().changeset();
@@ -162,7 +176,7 @@ pub async fn create(
         Ok::<_, TokenError>((changeset, ()))
     };
     changes.run(intent, prepare).await.map_err(IssueFailure::flatten::<TokenError>)?;
-    Ok(token)
+    Ok(NewToken { token, record })
 }
 
 /// Reads a cluster that exists and is not retired.

@@ -4,7 +4,8 @@
 //! newcomer                                   holder
 //!    connects to <path>.handover
 //!    "lock\n"            ──────────────►
-//!                        ◄──────────────    "lock\n" and the lock's descriptor
+//!                        ◄──────────────    "lock\n" and two descriptors: the
+//!                                           lock, the ops port's listener
 //!    binds, renames over the path            (goes on accepting on its inode)
 //!    "drain\n"           ──────────────►
 //!                        ◄──────────────    "drain\n"; drains, ends
@@ -17,6 +18,7 @@
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -55,10 +57,14 @@ pub enum HandoverError {
     NoLock(#[source] io::Error),
 }
 
+/// The descriptors that go over.
+const DESCRIPTORS: usize = 2;
+
 /// A newcomer's talk with the holder, from the lock on.
 #[derive(Debug)]
 pub struct Handover {
     stream: UnixStream,
+    ops: Option<TcpListener>,
 }
 
 impl Handover {
@@ -68,9 +74,16 @@ impl Handover {
         stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(HandoverError::Talk)?;
         stream.set_write_timeout(Some(ANSWER_WITHIN)).map_err(HandoverError::Talk)?;
         stream.write_all(LOCK).map_err(HandoverError::Talk)?;
-        let received = receive_lock(&stream)?;
+        let (received, ops) = receive(&stream)?;
         let lock = PathLock::received(received, lock).map_err(HandoverError::NoLock)?;
-        Ok((Self { stream }, lock))
+        Ok((Self { stream, ops: Some(ops) }, lock))
+    }
+
+    /// The holder's ops port, if it is the one at `address`: both processes
+    /// accept on it until the old one drains.
+    pub fn take_ops(&mut self, address: SocketAddr) -> Option<TcpListener> {
+        let is_the_one = |ops: &mut TcpListener| ops.local_addr().is_ok_and(|found| found == address);
+        self.ops.take_if(is_the_one)
     }
 
     /// Asks the old process to drain, now that this one serves. Blocks.
@@ -85,8 +98,8 @@ impl Handover {
     }
 }
 
-fn receive_lock(stream: &UnixStream) -> Result<File, HandoverError> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn receive(stream: &UnixStream) -> Result<(File, TcpListener), HandoverError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut answer = [0; LOCK.len()];
     let received = rustix::net::recvmsg(
@@ -99,11 +112,14 @@ fn receive_lock(stream: &UnixStream) -> Result<File, HandoverError> {
     if received.bytes != LOCK.len() || answer != *LOCK {
         return Err(HandoverError::Answer);
     }
-    let descriptor = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    descriptor.map(|fd: OwnedFd| File::from(fd)).ok_or(HandoverError::Answer)
+    let mut descriptors: Vec<OwnedFd> = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    let [lock, ops] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).map_err(|_| HandoverError::Answer)?;
+    Ok((lock.into(), ops.into()))
 }
 
 /// How a request ended, as the holder sees it.
@@ -116,12 +132,17 @@ pub(super) enum Request {
 }
 
 /// Answers one newcomer, whose user must be root or `own_uid`.
-pub(super) async fn answer(stream: tokio::net::UnixStream, lock: &PathLock, own_uid: u32) -> Request {
+pub(super) async fn answer(
+    stream: tokio::net::UnixStream,
+    lock: &PathLock,
+    ops: &TcpListener,
+    own_uid: u32,
+) -> Request {
     match stream.peer_cred() {
         Ok(peer) if [0, own_uid].contains(&peer.uid()) => {}
         Ok(_) | Err(_) => return Request::Abandoned,
     }
-    match talk(stream, lock).await {
+    match talk(stream, lock, ops).await {
         Ok(()) => Request::Taken,
         Err(error) => {
             tracing::warn!(error = %error, "a handover of the socket's path was abandoned");
@@ -130,10 +151,10 @@ pub(super) async fn answer(stream: tokio::net::UnixStream, lock: &PathLock, own_
     }
 }
 
-async fn talk(mut stream: tokio::net::UnixStream, lock: &PathLock) -> io::Result<()> {
+async fn talk(mut stream: tokio::net::UnixStream, lock: &PathLock, ops: &TcpListener) -> io::Result<()> {
     expect(&mut stream, LOCK, ANSWER_WITHIN).await?;
     stream.writable().await?;
-    stream.try_io(tokio::io::Interest::WRITABLE, || send_lock(&stream, lock))?;
+    stream.try_io(tokio::io::Interest::WRITABLE, || send(&stream, lock, ops))?;
     expect(&mut stream, DRAIN, SERVE_WITHIN).await?;
     // Whether this arrives or not, the newcomer serves.
     let _ = stream.write_all(DRAIN).await;
@@ -150,12 +171,12 @@ async fn expect<const N: usize>(
     if read == *word { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
-fn send_lock(stream: &tokio::net::UnixStream, lock: &PathLock) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+fn send(stream: &tokio::net::UnixStream, lock: &PathLock, ops: &TcpListener) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [lock.file().as_fd()];
+    let descriptors: [_; DESCRIPTORS] = [lock.file().as_fd(), ops.as_fd()];
     if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("no room for a descriptor"));
+        return Err(io::Error::other("no room for the descriptors"));
     }
     match rustix::net::sendmsg(stream, &[IoSlice::new(LOCK)], &mut control, SendFlags::NOSIGNAL)? {
         sent if sent == LOCK.len() => Ok(()),

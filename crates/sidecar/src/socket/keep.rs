@@ -2,6 +2,7 @@
 //! was made anew, and hands over to a successor.
 
 use std::io;
+use std::net::TcpListener;
 use std::time::Duration;
 
 use fleet_kms_transport::{Accepted, Listener, Peer, Protocol, TlsError, UnixPeer};
@@ -73,19 +74,26 @@ where
 }
 
 /// Starts to keep the path. Returns its port, and a future that ends when a
-/// successor serves the path: then this process must drain.
+/// successor serves the path: then this process must drain. `ops` is this
+/// process's ops port, which the successor gets too.
 pub fn keep_bound<W>(
     path: SocketPath,
     bound: Bound,
+    ops: TcpListener,
     wrap: W,
 ) -> io::Result<(SocketPort<W>, impl Future<Output = ()> + Send + use<W>)> {
     let (send, next) = mpsc::channel(1);
     let port = SocketPort { current: UnixListener::from_std(bound.calls)?, next: Some(next), wrap };
     let handover = UnixListener::from_std(bound.handover)?;
-    Ok((port, keep(path, handover, send)))
+    Ok((port, keep(path, handover, ops, send)))
 }
 
-async fn keep(mut path: SocketPath, mut handover: UnixListener, listeners: mpsc::Sender<UnixListener>) {
+async fn keep(
+    mut path: SocketPath,
+    mut handover: UnixListener,
+    ops: TcpListener,
+    listeners: mpsc::Sender<UnixListener>,
+) {
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let own_uid = rustix::process::geteuid().as_raw();
@@ -93,7 +101,7 @@ async fn keep(mut path: SocketPath, mut handover: UnixListener, listeners: mpsc:
     loop {
         tokio::select! {
             accepted = handover.accept() => match accepted {
-                Ok((stream, _)) => match answer(stream, &path.lock, own_uid).await {
+                Ok((stream, _)) => match answer(stream, &path.lock, &ops, own_uid).await {
                     Request::Taken => return tracing::info!("another process has taken the socket's path over"),
                     Request::Abandoned => path.note_holder(),
                 },
@@ -145,7 +153,11 @@ mod tests {
 
     fn start(directory: &Path, pid: u32) -> (SocketPort<()>, impl Future<Output = ()> + Send + 'static) {
         let (path, bound) = SocketPath::claim(config(directory), pid).unwrap();
-        keep_bound(path, bound, ()).unwrap()
+        keep_bound(path, bound, ops(), ()).unwrap()
+    }
+
+    fn ops() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").unwrap()
     }
 
     /// Whether a new connection to the path arrives at this listener.
@@ -157,14 +169,18 @@ mod tests {
     #[tokio::test]
     async fn a_successor_takes_the_path_and_the_old_process_goes_on_until_told_to_drain() {
         let directory = tempfile::tempdir().unwrap();
-        let (mut old, old_ends) = start(directory.path(), 1);
+        let (path, bound) = SocketPath::claim(config(directory.path()), 1).unwrap();
+        let old_ops = ops();
+        let ops = old_ops.local_addr().unwrap();
+        let (mut old, old_ends) = keep_bound(path, bound, old_ops, ()).unwrap();
         let old_ends = tokio::spawn(old_ends);
         let client = UnixStream::connect(config(directory.path()).path).await.unwrap();
 
         let replaced = config(directory.path());
         let taken = tokio::task::spawn_blocking(move || SocketPath::replace(replaced, 2)).await.unwrap();
-        let (path, bound, handover) = taken.unwrap();
-        let (mut new, new_ends) = keep_bound(path, bound, ()).unwrap();
+        let (path, bound, mut handover) = taken.unwrap();
+        let ops = handover.as_mut().unwrap().take_ops(ops).expect("the old process's ops port");
+        let (mut new, new_ends) = keep_bound(path, bound, ops, ()).unwrap();
         let _new_ends = tokio::spawn(new_ends);
 
         let mut served = old.accept_stream().await.unwrap();

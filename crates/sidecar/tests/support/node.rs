@@ -38,13 +38,14 @@ impl Node {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let links = Links::new(LinkContext::new(1), hold_for, metrics.clone());
-        let node_status = NodeStatus::new(links.clone(), metrics.clone(), 0);
+        let node_status = NodeStatus::new(links.clone(), metrics.clone());
         let answers = Answers::new(metrics);
         let directory = tempfile::tempdir().unwrap();
         let config =
             SocketConfig { path: directory.path().join("kms.sock"), mode: 0o600, owner: None, group: None };
         let (path, bound) = SocketPath::claim(config, 1).unwrap();
-        let (port, handed_over) = keep_bound(path, bound, AuthorityRewrite::new).unwrap();
+        let ops = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (port, handed_over) = keep_bound(path, bound, ops, AuthorityRewrite::new).unwrap();
         tokio::spawn(handed_over);
         let service = Kms::service(links.clone(), node_status.clone(), answers.clone());
         let drain = Drain::new();

@@ -105,3 +105,31 @@ impl From<Option<hyper::Error>> for LinkEnd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Generated clients take whatever is this.
+    fn taken_by_generated_clients<S>()
+    where
+        S: tonic::client::GrpcService<tonic::body::Body> + Clone + Send,
+        S::Future: Send,
+        S::ResponseBody: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        <S::ResponseBody as http_body::Body>::Error: Into<tonic::codegen::StdError> + Send,
+    {
+    }
+
+    #[test]
+    fn generated_clients_take_a_link() {
+        taken_by_generated_clients::<LinkService>();
+    }
+
+    #[test]
+    fn a_request_is_completed_and_its_authority_kept() {
+        let uri = |text: &str| absolute(text.parse().unwrap()).to_string();
+        assert_eq!(uri("/fleet_kms.agent.v1.Data/Wrap"), "https://agent/fleet_kms.agent.v1.Data/Wrap");
+        assert_eq!(uri("http://localhost/x?y"), "https://localhost/x?y");
+        assert_eq!(uri("agent:443"), "https://agent:443/");
+    }
+}

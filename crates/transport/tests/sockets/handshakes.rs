@@ -174,6 +174,25 @@ async fn a_client_that_names_no_or_another_protocol_is_refused() {
 }
 
 #[tokio::test]
+async fn a_refused_client_that_talks_on_still_learns_why() {
+    let ca = TestCa::new("1");
+    let server = Server::data(&ca).await;
+    for _ in 0..20 {
+        let config = raw::client_config(Some(ca.leaf(&[NODE, NODE], &CLIENT)), &[b"h2"]);
+        let stream = TcpStream::connect(server.address).await.unwrap();
+        let name = "any.invalid".try_into().unwrap();
+        let mut stream =
+            tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        // Whatever becomes of these bytes, the server does not want them.
+        let _ = stream.write_all(&[0; 16 * 1_024]).await;
+        let refused = TlsError::from(stream.read_u8().await.unwrap_err());
+        assert!(matches!(refused, TlsError::RefusedByPeer { .. }), "{refused:?}");
+        let end = stream.into_inner().0.read_u8().await.unwrap_err().kind();
+        assert_eq!(end, io::ErrorKind::UnexpectedEof, "closed in order, not reset");
+    }
+}
+
+#[tokio::test]
 async fn an_expired_certificate_is_told_apart_on_either_side() {
     let ca = TestCa::new("1");
     let server = Server::data(&ca).await;

@@ -9,7 +9,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
@@ -73,6 +73,43 @@ pub(crate) async fn silent_server((chain, key): Leaf, sends_settings: bool) -> S
         }
     });
     address
+}
+
+/// How an HTTP/2 client begins.
+pub(crate) fn preface() -> Vec<u8> {
+    [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &SETTINGS].concat()
+}
+
+/// `GET /` as a HEADERS frame that ends its stream.
+pub(crate) fn call(stream: u32) -> Vec<u8> {
+    frame(1, 5, stream, &[0x82, 0x86, 0x84, 0x41, 1, b'a'])
+}
+
+/// RST_STREAM with CANCEL.
+pub(crate) fn cancel(stream: u32) -> Vec<u8> {
+    frame(3, 0, stream, &[0, 0, 0, 8])
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0, 0, payload.len() as u8, kind, flags];
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Reads frames until the head of the answer on `stream`; an error is the connection's end, or a GOAWAY.
+pub(crate) async fn answer(io: &mut (impl AsyncRead + Unpin), stream: u32) -> std::io::Result<()> {
+    loop {
+        let head = io.read_u64().await?;
+        let id = u32::from(io.read_u8().await?) | (head as u32) << 8;
+        let (length, kind) = (head >> 40, (head >> 32) as u8);
+        tokio::io::copy(&mut (&mut *io).take(length), &mut tokio::io::sink()).await?;
+        match kind {
+            1 if id == stream => return Ok(()),
+            7 => return Err(std::io::Error::other("GOAWAY")),
+            _ => {}
+        }
+    }
 }
 
 fn private_key(key: &fleet_kms_identity::KeyPair) -> PrivateKeyDer<'static> {

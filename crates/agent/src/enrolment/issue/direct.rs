@@ -1,11 +1,10 @@
-//! Certificates that the agent makes for itself and, on its own host, for
-//! admins: no token, no CSR, the key is made here.
+//! Certificates that the agent makes on its own host, for admins: no token, no
+//! CSR, the key is made here and handed to whoever runs the command.
 
 use std::time::SystemTime;
 
 use data_encoding::BASE64;
 use fleet_kms_identity::{KeyPair, KeyPairError, Name, Renewal, SpiffeId, Subject, renewal_due};
-use zeroize::Zeroizing;
 
 use super::{Certified, IssueFailure, Issuer, certified, write_identity};
 use crate::authz::{Role, Scope};
@@ -27,21 +26,6 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Returns the chain to serve with: an unenrolled node knows the root by
-    /// its fingerprint only, so the root itself is sent too.
-    pub fn serving_chain(&self) -> Vec<Vec<u8>> {
-        self.certified.chain.iter().chain(self.roots.first()).cloned().collect()
-    }
-
-    /// Returns key and chain as PEM, to be kept in a file of mode 0600.
-    pub fn identity_pem(&self) -> Zeroizing<String> {
-        let mut pem = self.key.to_pem();
-        for certificate in &self.certified.chain {
-            pem.push_str(&certificate_pem(certificate));
-        }
-        pem
-    }
-
     /// Returns the chain as PEM.
     pub fn chain_pem(&self) -> String {
         self.certified.chain.iter().map(|der| certificate_pem(der)).collect()
@@ -124,22 +108,11 @@ impl Issuer {
         self.issue_direct(who, &id, &grant).await
     }
 
-    /// Makes the serving certificate of the agent `name`; call it again when
-    /// [`agent_certificate_due`] says so.
-    ///
-    /// # Errors
-    ///
-    /// When store, audit or CA say no.
-    pub async fn issue_agent(&self, name: &Name) -> Result<Bundle, DirectError> {
-        let id = SpiffeId::new(self.trust_domain(), Subject::Agent { name: name.clone() });
-        self.issue_direct(&id.to_string(), &id, &Grant::default()).await
-    }
-
     async fn issue_direct(&self, who: &str, id: &SpiffeId, grant: &Grant) -> Result<Bundle, DirectError> {
         let key = KeyPair::generate()?;
         let now = self.now();
         let _turn = self.turn.lock().await;
-        let intent = audit_trail::direct(who, id, &grant.roles);
+        let intent = audit_trail::admin_issue(who, id, &grant.roles);
         let prepare = || self.prepare_direct(id, grant, &key, now);
         let run = self.changes.run_with_revision(intent, prepare).await;
         let ((issued, record), revision) = run.map_err(IssueFailure::flatten)?;
@@ -177,7 +150,6 @@ impl Issuer {
 }
 
 /// What an identity may do, in the words of its record.
-#[derive(Default)]
 struct Grant {
     roles: Vec<String>,
     scope: Vec<Vec<u8>>,

@@ -80,7 +80,13 @@ enum Plan {
     /// The same token and key were here before.
     Again(IssuedCertificate),
     /// Judged and found good.
-    New { token: Record<TokenRecord>, identity: Option<Record<IdentityRecord>> },
+    New(Box<Fresh>),
+}
+
+/// A good token, and the identity that it would replace.
+struct Fresh {
+    token: Record<TokenRecord>,
+    identity: Option<Record<IdentityRecord>>,
 }
 
 impl Join {
@@ -137,6 +143,8 @@ impl Issuer {
         self.limits.may_show_token(join.address, now)?;
         let (id, plan) = self.plan(join, now).await?;
         if let Plan::Again(issued) = plan {
+            // The agent that issued it may have been another one.
+            self.refresh(&id).await?;
             return Ok(certified(&id, &issued, true));
         }
         self.limits.enrolment(now)?;
@@ -173,15 +181,15 @@ impl Issuer {
         if identity.is_some() && !claim.may_replace {
             return Err(EnrolError::NameTaken);
         }
-        Ok((id, Plan::New { token, identity }))
+        Ok((id, Plan::New(Box::new(Fresh { token, identity }))))
     }
 
     async fn prepare_join(&self, join: &Join, now: SystemTime) -> Result<(Changeset, Prepared), EnrolError> {
         let mut changeset = self.ledger().changeset();
         let (id, plan) = self.plan(join, now).await?;
-        let (token, before) = match plan {
+        let Fresh { token, identity: before } = match plan {
             Plan::Again(issued) => return Ok((changeset, (issued, None))),
-            Plan::New { token, identity } => (token, identity),
+            Plan::New(fresh) => *fresh,
         };
         let key = join.csr.spki_sha256();
         let issued = self.certify(&mut changeset, &id, join.csr.spki_der(), &key, now).await?;

@@ -138,6 +138,8 @@ impl Issuer {
         let id = shown.id();
         let (_, verdict) = self.verdict(shown, csr, now).await?;
         if let Verdict::Again(issued) = verdict {
+            // The agent that issued it may have been another one.
+            self.refresh(id).await?;
             return Ok(certified(id, &issued, true));
         }
         self.limits.renewal(now)?;

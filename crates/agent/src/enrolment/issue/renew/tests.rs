@@ -1,6 +1,7 @@
 use fleet_kms_identity::KeyPair;
 
 use super::*;
+use crate::authz::{Role, Scope};
 use crate::enrolment::issue::MAX_OFFLINE;
 use crate::enrolment::rig::{DAY, Rig, leaf};
 use crate::identities::SerialStanding;
@@ -149,7 +150,8 @@ async fn an_identity_that_was_removed_does_not_renew() {
 #[tokio::test]
 async fn only_a_nodes_certificate_renews_after_it_has_expired() {
     let rig = Rig::new().await;
-    let bundle = rig.issuer.issue_agent(&"a1".parse().unwrap()).await.unwrap();
+    let ada = "ada".parse().unwrap();
+    let bundle = rig.issuer.issue_admin("host", &ada, &[Role::Operator], &Scope::All).await.unwrap();
     let shown = leaf(&bundle.certified);
     let record = rig.identity(shown.id()).await;
     let judge = |now| judge(&record, &shown, &[0; 32], now, MAX_OFFLINE);

@@ -1,0 +1,141 @@
+//! The agent's view of the fleet, and the document of this API.
+
+use std::time::{Duration, SystemTime};
+
+use axum::Json;
+use axum::http::header;
+use axum::response::IntoResponse;
+use fleet_kms_admin_api::status::{
+    ClusterCounts, DueRotation, ExpiringCertificate, NodeCounts, StoreStatus, Warning,
+};
+use fleet_kms_admin_api::{Status, openapi};
+use fleet_kms_identity::Subject;
+use fleet_kms_keyring::ClusterId;
+
+use crate::admin::refusal::Refused;
+use crate::admin::request::Call;
+use crate::agent::Agent;
+use crate::authz::{FleetPermit, actions};
+
+/// Rows of each list of the status.
+const ROWS: usize = 10;
+/// A node renews with more than 4 days left: one with less has tried in vain, or is off.
+const NODE_MARGIN: Duration = Duration::from_secs(3 * 86_400);
+/// An admin has to ask for a new certificate in time.
+const ADMIN_MARGIN: Duration = Duration::from_secs(7 * 86_400);
+
+pub(super) async fn show(call: Call) -> Result<Json<Status>, Refused> {
+    let permit = call.fleet::<actions::StatusShow>()?;
+    let agent = call.agent();
+    let now = (agent.clock())();
+    let (clusters, next_rotations) = rotations(agent, &permit, now);
+    let (nodes, expiring_certificates) = identities(agent, &permit, now);
+    let unconfirmed = agent.changes.unconfirmed();
+    Ok(Json(Status {
+        agent: agent.own.live().certificate().id().subject.name().to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        time: now.into(),
+        store: StoreStatus { ok: unconfirmed.is_none(), detail: unconfirmed.map(|why| why.to_string()) },
+        warnings: warnings(agent, clusters, &expiring_certificates),
+        clusters,
+        nodes,
+        next_rotations,
+        expiring_certificates,
+        last_verified_backup: None,
+    }))
+}
+
+pub(super) async fn openapi(call: Call) -> Result<impl IntoResponse, Refused> {
+    let _permit = call.fleet::<actions::OpenapiShow>()?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], openapi::document_json()))
+}
+
+fn rotations(
+    agent: &Agent,
+    permit: &FleetPermit<actions::StatusShow>,
+    now: SystemTime,
+) -> (ClusterCounts, Vec<DueRotation>) {
+    let mut counts = ClusterCounts::default();
+    let mut due = Vec::new();
+    for (id, snapshot) in agent.keyrings.keyrings() {
+        if !permit.sees(&id) {
+            continue;
+        }
+        let next = snapshot.keyring.due(&id);
+        counts.total += 1;
+        counts.overdue += u32::from(next < now);
+        counts.unbacked += u32::from(snapshot.keyring.unbacked().next().is_some());
+        due.push((next, id));
+    }
+    due.sort_unstable();
+    let named = due.iter().take(ROWS).map(|(due, id)| {
+        let name = agent.clusters.name_of(id).map_or_else(|| id.to_string(), |name| name.to_string());
+        DueRotation { cluster: name, due: (*due).into() }
+    });
+    (counts, named.collect())
+}
+
+fn identities(
+    agent: &Agent,
+    permit: &FleetPermit<actions::StatusShow>,
+    now: SystemTime,
+) -> (NodeCounts, Vec<ExpiringCertificate>) {
+    let mut counts = NodeCounts::default();
+    let mut expiring = Vec::new();
+    agent.identities.for_each(|identity| {
+        let margin = match &identity.id.subject {
+            Subject::Node { cluster, .. } if permit.sees(&ClusterId::from_bytes(*cluster.as_bytes())) => {
+                counts.total += 1;
+                counts.banned += u32::from(identity.banned);
+                NODE_MARGIN
+            }
+            Subject::Admin { .. } => ADMIN_MARGIN,
+            Subject::Node { .. } | Subject::Worker { .. } | Subject::Agent { .. } => return,
+        };
+        let newest = identity.next.as_ref().or(identity.current.as_ref());
+        if let Some(issued) = newest
+            && !identity.banned
+            && issued.not_after < now + margin
+        {
+            expiring.push((issued.not_after, identity.id.to_string()));
+        }
+    });
+    expiring.sort_unstable();
+    let rows = expiring.into_iter().take(ROWS);
+    (counts, rows.map(|(not_after, id)| ExpiringCertificate { id, not_after: not_after.into() }).collect())
+}
+
+fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertificate]) -> Vec<Warning> {
+    let warning = |code: &str, text: String, remedy: &str| Warning {
+        code: code.to_owned(),
+        text,
+        remedy: remedy.to_owned(),
+    };
+    let mut warnings = Vec::new();
+    if agent.keyrings.is_locked() {
+        let text = "the agent is locked: no key can be used".to_owned();
+        warnings.push(warning("locked", text, "restart the agent"));
+    }
+    if agent.damaged > 0 {
+        let text = format!("{} stored keys do not open", agent.damaged);
+        warnings.push(warning("store_damaged", text, "look at the agent's log; restore a backup"));
+    }
+    if let Some(why) = agent.changes.unconfirmed() {
+        let remedy = "on the agent's host, run `kms-agent restore --confirm`";
+        warnings.push(warning("recovered_unconfirmed", why.to_string(), remedy));
+    }
+    if clusters.overdue > 0 {
+        let text = format!("the rotation of {} clusters is late", clusters.overdue);
+        warnings.push(warning("rotation_overdue", text, "look at the agent's log and its clock"));
+    }
+    if clusters.unbacked > 0 {
+        let text = format!("{} clusters have a version that no verified backup holds", clusters.unbacked);
+        warnings.push(warning("unbacked", text, "make a backup and verify it"));
+    }
+    if !expiring.is_empty() {
+        let text = "certificates are about to end and were not renewed".to_owned();
+        let remedy = "look why these nodes are off or cannot reach the enrolment port; issue admins' anew";
+        warnings.push(warning("certificates_expiring", text, remedy));
+    }
+    warnings
+}

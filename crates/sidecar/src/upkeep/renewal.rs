@@ -1,0 +1,64 @@
+//! Renews the certificate for ever, expired or not.
+
+use std::time::{Duration, SystemTime};
+
+use fleet_kms_identity::{Renewal, renewal_due};
+use tokio::time::sleep;
+
+use super::{EnrolError, Moved};
+use crate::believed_time::BelievedTime;
+use crate::enrolment::{self, Random};
+use crate::errors::chain;
+use crate::metrics::OK;
+use crate::node_identity::NodeIdentity;
+
+/// The longest sleep towards a date: the believed time may jump meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// The pauses between attempts, from the first to the longest. A fleet that
+/// comes back after an outage must not ask as one.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+pub(super) async fn renew_for_ever(identity: NodeIdentity, time: BelievedTime, moved: Moved, random: Random) {
+    let mut seed = seed(random);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let not_after = identity.certificate().not_after();
+        let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        moved.node_status.set_certificate_not_after(seconds);
+        match renewal_due(not_after, identity.leaf_life(), time.now(), seed) {
+            Renewal::In(wait) => sleep(wait.min(LOOK_EVERY)).await,
+            Renewal::Due => match renew(&identity).await {
+                Ok(()) => {
+                    moved.metrics.renewed(OK);
+                    tracing::info!(serial = %identity.certificate().serial(), "renewed the certificate");
+                    (seed, pause) = (self::seed(random), FIRST_PAUSE);
+                }
+                Err(error) => {
+                    moved.metrics.renewed("failed");
+                    tracing::warn!(error = chain(&error), "cannot renew the certificate; it is tried again");
+                    sleep(jittered(pause, self::seed(random))).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            },
+        }
+    }
+}
+
+async fn renew(identity: &NodeIdentity) -> Result<(), EnrolError> {
+    let key = identity.next_key().await?;
+    let answer = enrolment::renew(&identity.agents(), &identity.tls(), &key).await?;
+    identity.install(answer).await?;
+    Ok(())
+}
+
+fn seed(random: Random) -> u64 {
+    random().first_chunk().map_or(0, |seed| u64::from_le_bytes(*seed))
+}
+
+/// Between half of a pause and all of it.
+fn jittered(pause: Duration, seed: u64) -> Duration {
+    let part = u32::try_from(seed % 1_000).unwrap_or(0);
+    pause / 2 + pause / 2 * part / 1_000
+}
