@@ -141,7 +141,7 @@ impl Fleet {
     /// When the agent refuses.
     pub fn cluster(&self, name: &str) -> anyhow::Result<Cluster> {
         let created = self.kmsctl_json(&["cluster", "create", name])?;
-        let id = created.get("id").and_then(Value::as_str).context("the id of a new cluster")?;
+        let id = created.pointer("/result/id").and_then(Value::as_str).context("the id of a new cluster")?;
         Ok(Cluster { name: name.to_owned(), id: id.to_owned() })
     }
 
@@ -150,7 +150,15 @@ impl Fleet {
     /// # Errors
     /// When the agent refuses.
     pub fn token(&self, cluster: &Cluster, node: &str) -> anyhow::Result<String> {
-        let token = self.kmsctl(&["node", "token", "--cluster", &cluster.name, "--node", node])?;
+        self.token_for(&cluster.name, node)
+    }
+
+    /// As [`Fleet::token`], by the cluster's name.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub fn token_for(&self, cluster: &str, node: &str) -> anyhow::Result<String> {
+        let token = self.kmsctl(&["node", "token", "--cluster", cluster, "--node", node])?;
         Ok(token.trim().to_owned())
     }
 

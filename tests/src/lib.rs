@@ -14,3 +14,6 @@ pub mod encryption_config;
 pub mod apiserver;
 pub mod programs;
 pub mod fleet;
+pub mod stored;
+pub mod control_plane;
+pub mod crash;

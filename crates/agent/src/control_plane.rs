@@ -37,7 +37,7 @@ pub enum CreateError {
     #[error(transparent)]
     Period(#[from] InvalidPolicy),
     /// A live cluster has the name.
-    #[error("a cluster named {0:?} exists already; choose another name")]
+    #[error("a cluster named {0} exists already")]
     Exists(ClusterName),
     /// It was made, but `backup.required` asks for a backup and there is none.
     #[error(

@@ -143,9 +143,13 @@ impl Codec {
         Ok(Record { row: row.name, revision: row.revision, seq, payload, stored: row.bytes })
     }
 
-    /// Returns the seq and the payload of a record that this store wrote to
-    /// this row.
-    fn authenticate<'r>(&self, row: &'r Row, what: &'static str) -> Result<(u64, &'r [u8]), RecordError> {
+    /// Says whether `row` holds a record of this store, of whatever kind.
+    pub fn is_authentic(&self, row: &Row) -> bool {
+        self.authenticate(row, "a record").is_ok()
+    }
+
+    /// Checks format and tag; returns seq and payload.
+    fn authenticate<'a>(&self, row: &'a Row, what: &'static str) -> Result<(u64, &'a [u8]), RecordError> {
         let name = || row.name.as_str().to_owned();
         let (body, tag) = row
             .bytes

@@ -43,6 +43,9 @@ pub enum StorageError {
     /// The first transaction failed.
     #[error("the new store could not be written")]
     Write(#[from] CommitError),
+    /// There is no such file.
+    #[error("there is no store {path} (store.path); run kms-agent init, or restore a backup")]
+    Missing { path: String },
     /// The `meta` row is missing or not of this format.
     #[error("{path} is not an initialised store; run kms-agent init, or restore a backup")]
     NotInitialised { path: String },
@@ -60,7 +63,9 @@ pub enum StorageError {
         source: MalformedSlotRecord,
     },
     /// The slot does not seal or open.
-    #[error("{root} does not open the store; use a root key or passphrase of one of its slots")]
+    #[error(
+        "{root} does not open the store; use a root key or passphrase of one of its slots; if it is one, the store was altered: restore a backup"
+    )]
     NoSlotOpens {
         root: String,
         #[source]
@@ -143,8 +148,10 @@ pub async fn open(
     agent: &str,
     generator: Generator,
 ) -> Result<Storage, StorageError> {
-    let opened = SqliteStore::open(path);
-    let store = opened.map_err(|source| StorageError::Open { path: text(path), source })?;
+    let store = SqliteStore::open(path).map_err(|source| match source {
+        OpenError::NotFound => StorageError::Missing { path: text(path) },
+        source => StorageError::Open { path: text(path), source },
+    })?;
     open_with((Arc::new(store), path), (&*root.slot()?, &root.to_string()), agent, generator).await
 }
 

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use fleet_kms_keyring::sealed::Kind;
 use fleet_kms_keyring::{ClusterId, State, Version};
-use fleet_kms_store::{ReadError, Row};
+use fleet_kms_store::{ReadError, Row, RowName};
 
 use super::{KeysError, LiveCluster, LiveKeyrings, SealedKek, Snapshot, StoreKeys};
 use crate::authz::{FleetPermit, Permit, actions};
@@ -204,6 +205,24 @@ fn assemble(
         })
         .collect();
     Ok(Snapshot { revision: record.revision, keyring, keks })
+}
+
+/// Names the rows of sealed keys that do not open, for `check-store`. Nothing
+/// of what opens is kept.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn unopened_rows(ledger: &Ledger, store_keys: &StoreKeys) -> Result<Vec<RowName>, ReadError> {
+    let mut unopened = Vec::new();
+    for (prefix, kind) in [(rows::KEKS, Kind::Kek), (rows::AUTHORITY_KEYS, Kind::CaKey)] {
+        for row in ledger.scan_rows(prefix).await? {
+            if store_keys.open(&row.name, kind, &row.bytes).is_err() {
+                unopened.push(row.name);
+            }
+        }
+    }
+    Ok(unopened)
 }
 
 /// The versions whose KEK is missing or does not open.
