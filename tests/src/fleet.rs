@@ -217,7 +217,11 @@ impl Agent {
         let program = Program::Agent.path()?;
         let admin = directory.join("admin");
         let mut init = Command::new(&program);
-        init.args(["init", "--single-slot"]).arg("--config").arg(&config).arg("--admin-directory").arg(&admin);
+        init.args(["init", "--single-slot"])
+            .arg("--config")
+            .arg(&config)
+            .arg("--admin-directory")
+            .arg(&admin);
         run(&mut init)?;
         let spec = Spec::new("kms-agent", &program, directory).args(["run", "--config"]).arg(&config);
         Ok(Self { spec, child: None, ports, config, directory: directory.to_owned() })

@@ -61,9 +61,6 @@ pub enum ServeError {
     /// Logging could not be started.
     #[error(transparent)]
     Log(#[from] logging::InitError),
-    /// The local socket cannot be made.
-    #[error("cannot make the local socket in the store's directory")]
-    Local(#[source] std::io::Error),
     /// Store, keys or audit cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -74,9 +71,7 @@ impl ServeError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Listen { source: ListenError::InUse(_), .. } => exit::BUSY,
-            Self::Listen { .. } | Self::NoAudit { .. } | Self::Start(_) | Self::Local(_) | Self::Log(_) => {
-                exit::FAILURE
-            }
+            Self::Listen { .. } | Self::NoAudit { .. } | Self::Start(_) | Self::Log(_) => exit::FAILURE,
             Self::Open(error) => error.exit_code(),
         }
     }
@@ -161,8 +156,11 @@ async fn serve(
     let connections = Connections::observed_by(observer());
     spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
     spawn_work(&tasks, &agent, &stop);
-    let local = local::bind(&local::path_of(&config.store)).map_err(ServeError::Local)?;
-    tasks.spawn(local::serve(local, Arc::clone(&agent), drain.clone()));
+    match local::bind(&local::path_of(&config.store)) {
+        Ok(local) => drop(tasks.spawn(local::serve(local, Arc::clone(&agent), drain.clone()))),
+        // A full disk keeps commands on this host away, and nobody else.
+        Err(error) => tracing::error!(%error, "the local socket cannot be made in the store's directory"),
+    }
     if let Err(error) = agent.slots.note_in_use(&config.root.to_string()).await {
         tracing::warn!(error = chain(&error), "the root slot in use could not be noted");
     }
