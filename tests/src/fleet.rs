@@ -141,7 +141,7 @@ impl Fleet {
     /// When the agent refuses.
     pub fn cluster(&self, name: &str) -> anyhow::Result<Cluster> {
         let created = self.kmsctl_json(&["cluster", "create", name])?;
-        let id = created.get("id").and_then(Value::as_str).context("the id of a new cluster")?;
+        let id = created.pointer("/result/id").and_then(Value::as_str).context("the id of a new cluster")?;
         Ok(Cluster { name: name.to_owned(), id: id.to_owned() })
     }
 

@@ -14,3 +14,6 @@ pub mod encryption_config;
 pub mod apiserver;
 pub mod programs;
 pub mod fleet;
+pub mod refusal;
+pub mod opened_store;
+pub mod tls_probe;
