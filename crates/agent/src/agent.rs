@@ -1,5 +1,6 @@
 //! The agent put together: what `run`, `check-store` and tests share.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,6 +14,8 @@ use rustls_pki_types::CertificateDer;
 
 use crate::answer::Answers;
 use crate::authz::{Policy, internal};
+use crate::backup::Backups;
+use crate::bans::Bans;
 use crate::bulletin::Bulletin;
 use crate::ca::{self, Authorities, RolloverError, SignError};
 use crate::changes::{ChangeError, Changes, Unconfirmed};
@@ -27,8 +30,12 @@ use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
 use crate::metrics::Metrics;
 use crate::nodes::Nodes;
+use crate::recovery::{RecoverError, Recovered, Recovery};
+use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
+use crate::slots::Slots;
 use crate::storage::{self, Storage, StorageError};
+use crate::trail::Event;
 use crate::witness::Witness;
 
 /// Why an agent cannot start.
@@ -152,6 +159,14 @@ pub struct Agent {
     pub own: OwnCertificate,
     /// The roots that callers chain to.
     pub roots: Arc<Roots>,
+    /// Makes backups.
+    pub backups: Arc<Backups>,
+    /// Raises the alarm when the store turns out to be an old copy.
+    pub rolled_back: Arc<RolledBack>,
+    /// Works on the root slots.
+    pub slots: Arc<Slots>,
+    /// The directory of the audit.
+    pub audit: PathBuf,
     /// KEKs that do not open.
     pub damaged: usize,
     authorities: Arc<ArcSwap<Authorities>>,
@@ -175,12 +190,27 @@ impl Agent {
         generator: Generator,
     ) -> Result<Self, OpenError> {
         let name = config.name.as_str();
-        let Storage { ledger, store_key } =
-            storage::open(&config.store, &config.root, name, generator).await?;
+        let storage = storage::open(&config.store, &config.root, name, generator).await?;
+        Self::over(storage, config, registry, (clock, monotonic), generator).await
+    }
+
+    /// As [`Self::open`], over a store that is open already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub async fn over(
+        storage: Storage,
+        config: &Config,
+        registry: &mut Registry,
+        (clock, monotonic): (Clock, fn() -> Instant),
+        generator: Generator,
+    ) -> Result<Self, OpenError> {
+        let Storage { ledger, store_keys, slot } = storage;
         let unconfirmed = find_out_if_confirmed(&ledger, config).await?;
         let (log, data_log) = open_audit(config, &clock)?;
         let witness = Witness::new(&config.audit);
-        let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_key, generator).await?;
+        let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         let keyrings = Arc::new(keyrings);
         let identities = Arc::new(LiveIdentities::load(&ledger).await?);
         let clusters = Arc::new(Clusters::load(&ledger).await?);
@@ -207,6 +237,14 @@ impl Agent {
             generator,
             MAX_OFFLINE,
         );
+        let backups = Backups::load(
+            config.store.clone(),
+            config.backup.clone(),
+            Arc::clone(&changes),
+            Arc::clone(&keyrings),
+        )
+        .await?;
+        let backups = Arc::new(backups);
         let control_plane = ControlPlane::new(
             Arc::clone(&changes),
             Arc::clone(&keyrings),
@@ -214,6 +252,11 @@ impl Agent {
             config.rotation,
             generator,
         );
+        let control_plane = Arc::new(control_plane.with_backups(Arc::clone(&backups)));
+        let slots =
+            Slots::new(Arc::clone(&changes), Arc::clone(&keyrings), Arc::clone(&backups), slot, generator);
+        let rolled_back =
+            RolledBack::new(Arc::clone(&changes), Arc::clone(&control_plane), Arc::clone(&clusters));
         Ok(Self {
             policy: Arc::new(Policy::new(Arc::clone(&identities))),
             keyrings,
@@ -221,7 +264,11 @@ impl Agent {
             clusters,
             nodes: Arc::default(),
             changes,
-            control_plane: Arc::new(control_plane),
+            control_plane,
+            backups,
+            rolled_back: Arc::new(rolled_back),
+            slots: Arc::new(slots),
+            audit: config.audit.clone(),
             issuer: Arc::new(issuer),
             data_log: Arc::new(data_log),
             bulletin: Arc::new(bulletin),
@@ -245,7 +292,7 @@ impl Agent {
             Arc::clone(&self.changes),
         ));
         let answers = Answers::new(
-            Arc::clone(&self.policy),
+            (Arc::clone(&self.policy), Arc::clone(&self.issuer)),
             Arc::clone(&self.data_log),
             Arc::clone(&self.metrics),
             Arc::clone(&sightings),
@@ -258,6 +305,7 @@ impl Agent {
             Arc::clone(&self.ledger),
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
+            Arc::clone(&self.rolled_back),
             sightings,
             self.monotonic,
         )
@@ -301,6 +349,31 @@ impl Agent {
     /// Returns the agent's generator.
     pub fn generator(&self) -> Generator {
         self.generator
+    }
+
+    /// Wipes the store key, what is derived from it and the CA's key, and stops
+    /// serving keys. A restart with a root slot unlocks.
+    pub async fn lock(&self) {
+        self.keyrings.lock();
+        self.issuer.authorities().lock();
+        self.changes.event(Event::new("lock", "host")).await;
+        self.changes.lock().await;
+        tracing::warn!("the agent is locked: no key can be used until it is restarted");
+    }
+
+    /// Makes the store good after an operator's word, bans included.
+    ///
+    /// # Errors
+    ///
+    /// When a step fails; the store is then as unconfirmed as before.
+    pub async fn confirm(&self, bans: &Bans) -> Result<Recovered, RecoverError> {
+        let recovery = Recovery {
+            changes: &self.changes,
+            keyrings: &self.keyrings,
+            control_plane: &self.control_plane,
+            identities: &self.identities,
+        };
+        recovery.run(bans, 0).await
     }
 
     /// Returns the agent's clock.

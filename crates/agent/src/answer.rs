@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 
 use crate::authz::{Action, Denied, Permit, Policy};
 use crate::caller::Caller;
+use crate::enrolment::issue::Issuer;
 use crate::grpc_code::DataError;
 use crate::metrics::Metrics;
 use crate::sightings::Sightings;
@@ -52,6 +53,7 @@ impl Said {
 /// What handlers share.
 pub struct Answers {
     policy: Arc<Policy>,
+    issuer: Arc<Issuer>,
     audit: Arc<DataLog>,
     metrics: Arc<Metrics>,
     sightings: Arc<Sightings>,
@@ -62,14 +64,14 @@ pub struct Answers {
 impl Answers {
     /// Makes the one way to answer.
     pub fn new(
-        policy: Arc<Policy>,
+        (policy, issuer): (Arc<Policy>, Arc<Issuer>),
         audit: Arc<DataLog>,
         metrics: Arc<Metrics>,
         sightings: Arc<Sightings>,
         clock: Clock,
         monotonic: fn() -> Instant,
     ) -> Self {
-        Self { policy, audit, metrics, sightings, clock, monotonic }
+        Self { policy, issuer, audit, metrics, sightings, clock, monotonic }
     }
 
     /// Answers one request: who, may they, `handler`, say so.
@@ -91,7 +93,7 @@ impl Answers {
         let now = (self.clock)();
         let caller = Caller::from_connection(request.extensions()).ok();
         let permit = match &caller {
-            Some(caller) => self.policy.permit::<A>(caller).map(|permit| (permit, caller.clone())),
+            Some(caller) => self.permit(caller).await.map(|permit| (permit, caller.clone())),
             None => Err(Denied::NoCertificate),
         };
         let result = match permit {
@@ -112,6 +114,17 @@ impl Answers {
             self.say_denied(operation, &caller, *denied, now);
         }
         Ok(Response::new(result?.0))
+    }
+
+    /// Asks the table; after a restore once more, when the caller's certificate
+    /// was taken as its current one.
+    async fn permit<A: Action>(&self, caller: &Caller) -> Result<Permit<A>, Denied> {
+        match self.policy.permit::<A>(caller) {
+            Err(denied) if denied.may_be_forgotten() && self.issuer.readopt(caller.certificate()).await => {
+                self.policy.permit::<A>(caller)
+            }
+            permit => permit,
+        }
     }
 
     /// Counts what came of a call in the audit: one entry for each version and

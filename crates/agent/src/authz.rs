@@ -122,6 +122,12 @@ pub enum Denied {
 }
 
 impl Denied {
+    /// Says whether a restore may be the reason: the store has forgotten what
+    /// it issued since its backup.
+    pub fn may_be_forgotten(self) -> bool {
+        matches!(self, Self::UnknownIdentity | Self::Superseded)
+    }
+
     /// Returns the closed metric and audit label.
     pub fn label(self) -> &'static str {
         match self {
@@ -239,6 +245,23 @@ pub mod internal {
     /// change, or when a key id is unknown.
     pub fn load(cluster: ClusterId) -> Permit<actions::Load> {
         Permit::new(cluster, "agent".into())
+    }
+
+    /// The agent makes a cluster's keys anew after a restore, or because the
+    /// store turned out to be an old copy.
+    pub fn recovery(cluster: ClusterId) -> Permit<actions::Recovery> {
+        Permit::new(cluster, "recovery".into())
+    }
+
+    /// The agent backs its store up and looks whether the copy opens.
+    pub fn backup() -> FleetPermit<actions::Backup> {
+        FleetPermit { who: "backup".into(), scope: Scope::All, action: PhantomData }
+    }
+
+    /// Somebody on the agent's host, as root or as the agent's user, works on
+    /// the root slots.
+    pub fn slots() -> FleetPermit<actions::Slots> {
+        FleetPermit { who: "host".into(), scope: Scope::All, action: PhantomData }
     }
 
     /// The agent opens and seals the private keys of its CAs.

@@ -77,6 +77,9 @@ pub enum SignError {
     /// The signature itself failed.
     #[error("the fleet CA could not sign")]
     Sign(#[source] rcgen::Error),
+    /// `kms-agent lock` wiped the CA's key.
+    #[error("the agent is locked; restart it to unlock it")]
+    Locked,
     /// A CA's private key is not ECDSA P-256 in PKCS #8.
     #[error("a private key of the fleet CA is not ECDSA P-256 in PKCS #8")]
     Key,
@@ -86,6 +89,11 @@ impl Authorities {
     /// Returns the trust domain that all names are in.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
+    }
+
+    /// Wipes the issuing CA's key: nothing is signed from then on.
+    pub fn lock(&self) {
+        self.key.wipe();
     }
 
     /// Returns the active root's certificate, DER.

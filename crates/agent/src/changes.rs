@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -14,7 +15,7 @@ use fleet_kms_store::Revision;
 use fleet_kms_transport::Clock;
 
 use crate::errors::chain;
-use crate::ledger::{Changeset, Generator, Ledger, LedgerError, Mark, WriteError};
+use crate::ledger::{Changeset, Generator, HeadError, Ledger, LedgerError, Mark, WriteError};
 use crate::trail::{Event, Intent};
 use crate::witness::{Seen, Witness};
 
@@ -42,6 +43,17 @@ pub enum ChangeError<E: std::error::Error + 'static> {
     Audit(#[source] LogError),
 }
 
+/// Why the store was not confirmed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfirmError {
+    /// The store does not take the new head.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The witness cannot be read or written.
+    #[error("the witness beside the audit cannot be used")]
+    Witness(#[source] LogError),
+}
+
 /// Why the agent serves but changes nothing: `recovered-unconfirmed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unconfirmed {
@@ -59,7 +71,11 @@ pub struct Changes {
     log: Arc<ChangeLog>,
     /// Locked while it is read and written, so that its count only rises.
     witness: Arc<Mutex<Witness>>,
-    unconfirmed: Option<Unconfirmed>,
+    unconfirmed: Mutex<Option<Unconfirmed>>,
+    /// Set while a recovery that an operator confirmed is under way.
+    recovering: AtomicBool,
+    /// Held by each change; taken whole to lock the agent between two changes.
+    locked: tokio::sync::RwLock<bool>,
     clock: Clock,
     generator: Generator,
 }
@@ -76,12 +92,63 @@ impl Changes {
         generator: Generator,
     ) -> Self {
         let (log, witness) = (Arc::new(log), Arc::new(Mutex::new(witness)));
-        Self { ledger, log, witness, unconfirmed, clock, generator }
+        Self {
+            ledger,
+            log,
+            witness,
+            unconfirmed: Mutex::new(unconfirmed),
+            recovering: AtomicBool::new(false),
+            locked: tokio::sync::RwLock::new(false),
+            clock,
+            generator,
+        }
     }
 
     /// Says why all changes are refused, if they are.
     pub fn unconfirmed(&self) -> Option<Unconfirmed> {
-        self.unconfirmed
+        *self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets changes through although the store is unconfirmed, or no longer: an
+    /// operator has confirmed it and its recovery begins, or failed.
+    pub(crate) fn set_recovering(&self, recovering: bool) {
+        self.recovering.store(recovering, Ordering::SeqCst);
+    }
+
+    /// Ends `recovered-unconfirmed`: takes the rows as they are under a head
+    /// that is newer than anything the witness, or `count`, has seen.
+    ///
+    /// # Errors
+    ///
+    /// When the store or the witness's disk says no.
+    pub(crate) async fn confirm(&self, count: u64) -> Result<u64, ConfirmError> {
+        let witness = Arc::clone(&self.witness);
+        let read = move || Ok(witness.lock().unwrap_or_else(PoisonError::into_inner).read()?);
+        let seen = off_runtime(read).await.map_err(ConfirmError::Witness)?;
+        let store = self.ledger.codec().store();
+        let seen = seen.filter(|seen| seen.store == store).map_or(0, |seen| seen.count);
+        let count = self.ledger.accept_rows(seen.max(count)).await?;
+        let witness = Arc::clone(&self.witness);
+        let write = move || {
+            Ok(witness.lock().unwrap_or_else(PoisonError::into_inner).write(Seen { store, count })?)
+        };
+        off_runtime(write).await.map_err(ConfirmError::Witness)?;
+        *self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(count)
+    }
+
+    /// Does something while no change is under way.
+    pub(crate) async fn between_changes<F: Future<Output = ()>>(&self, act: impl FnOnce() -> F) {
+        let _all = self.locked.write().await;
+        act().await;
+    }
+
+    /// Refuses all changes from now on and wipes the ledger's keys, after the
+    /// changes that are under way.
+    pub(crate) async fn lock(&self) {
+        let mut locked = self.locked.write().await;
+        *locked = true;
+        self.ledger.lock().await;
     }
 
     /// Returns the ledger.
@@ -125,8 +192,14 @@ impl Changes {
         F: Future<Output = Result<(Changeset, T), E>> + Send,
         P: Fn() -> F + Send + Sync,
     {
-        if let Some(why) = self.unconfirmed {
+        if let Some(why) = self.unconfirmed()
+            && !self.recovering.load(Ordering::SeqCst)
+        {
             return Err(ChangeError::Unconfirmed(why));
+        }
+        let locked = self.locked.read().await;
+        if *locked {
+            return Err(ChangeError::Write(WriteError::Head(HeadError::Locked)));
         }
         let mut id = [0; 16];
         (self.generator)().fill_bytes(&mut id);
@@ -169,6 +242,20 @@ impl Changes {
             self.close(intent.change, if happened { Closed::Done } else { Closed::NotDone(why) }).await;
         }
         Ok(open.len())
+    }
+
+    /// As [`Self::close_open_intents`], for a store that was restored: what it
+    /// does not have may have been in the lost one, so nobody knows.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn close_lost_intents(&self) -> Result<(), LedgerError> {
+        for intent in self.log.open_intents() {
+            let happened = self.ledger.happened(&intent.change).await?;
+            self.close(intent.change, if happened { Closed::Done } else { Closed::Unknown }).await;
+        }
+        Ok(())
     }
 
     async fn attempt<T, E, F, P>(&self, mark: &Mark, prepare: P) -> Result<(T, Revision), ChangeError<E>>

@@ -97,8 +97,8 @@ pub async fn run(config: &Config, generator: Generator) -> Result<Intact, CheckS
 /// Names the rows that fail by themselves. `meta`, the slot in use and the head
 /// have been opened by now.
 async fn altered(storage: &Storage) -> Result<Vec<RowName>, ReadError> {
-    let Storage { ledger, store_key } = storage;
-    let mut altered = unopened_rows(ledger, store_key).await?;
+    let Storage { ledger, store_keys, .. } = storage;
+    let mut altered = unopened_rows(ledger, store_keys).await?;
     for row in ledger.scan_rows("").await? {
         let name = row.name.as_str();
         let is_record = ![rows::META, rows::HEAD].contains(&name)

@@ -13,8 +13,17 @@ use fleet_kms_process::logging;
 use fleet_kms_proto::agent::AgentAddress;
 use serde::Deserialize;
 
+use crate::root::Root;
+
 /// The prefix of the agent's environment variables.
 pub const PREFIX: &str = "FLEET_KMS_AGENT";
+
+/// How often a backup is made unless the configuration says otherwise.
+const BACKUP_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// More often would be a load, not a protection.
+const SHORTEST_BACKUP_EVERY: Duration = Duration::from_secs(60);
+/// How many backups are kept unless the configuration says otherwise.
+const BACKUPS_KEPT: usize = 14;
 
 /// What the agent runs with.
 #[derive(Debug)]
@@ -29,16 +38,31 @@ pub struct Config {
     pub listen: Listen,
     /// The store's file.
     pub store: PathBuf,
-    /// The root key's file.
-    pub root: PathBuf,
+    /// Where the root key comes from.
+    pub root: Root,
     /// The audit's directory.
     pub audit: PathBuf,
+    /// Scheduled backups; `None` when none are made.
+    pub backup: Option<Backup>,
     /// The rotation period of new clusters.
     pub rotation: RotationPolicy,
     /// How a log line looks.
     pub log_format: logging::Format,
     /// Which log lines are written.
     pub log_filter: logging::Filter,
+}
+
+/// Scheduled backups.
+#[derive(Debug, Clone)]
+pub struct Backup {
+    /// Where they are kept.
+    pub directory: PathBuf,
+    /// How often one is made.
+    pub every: Duration,
+    /// How many are kept.
+    pub keep: usize,
+    /// Making a cluster, or a fresh rotation, waits for one.
+    pub required: bool,
 }
 
 /// Where an agent listens.
@@ -64,6 +88,7 @@ pub struct RawConfig {
     store: RawStore,
     root: RawRoot,
     audit: RawAudit,
+    backup: Option<RawBackup>,
     #[serde(default)]
     rotation: RawRotation,
     #[serde(default)]
@@ -115,13 +140,27 @@ struct RawStore {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawRoot {
-    file: PathBuf,
+    file: Option<PathBuf>,
+    credential: Option<String>,
+    passphrase_credential: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawAudit {
     directory: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBackup {
+    directory: PathBuf,
+    #[serde(default, with = "humantime_serde")]
+    every: Option<Duration>,
+    #[serde(default)]
+    keep: Option<usize>,
+    #[serde(default)]
+    required: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -167,8 +206,9 @@ impl TryFrom<RawConfig> for Config {
                 ops: raw.listen.ops,
             },
             store: absolute("store.path", raw.store.path)?,
-            root: absolute("root.file", raw.root.file)?,
+            root: root(raw.root)?,
             audit: absolute("audit.directory", raw.audit.directory)?,
+            backup: raw.backup.map(backup).transpose()?,
             rotation: rotation
                 .map_err(|error| invalid("rotation.period", error, "use 1h to 3650days, such as 30days"))?
                 .unwrap_or_default(),
@@ -203,6 +243,31 @@ fn addresses(raw: Vec<RawAddress>) -> Result<Vec<AgentAddress>, InvalidKey> {
             Ok(AgentAddress { data: address.data, enrolment: address.enrolment })
         })
         .collect()
+}
+
+fn root(raw: RawRoot) -> Result<Root, InvalidKey> {
+    match (raw.file, raw.credential, raw.passphrase_credential) {
+        (Some(file), None, None) => Ok(Root::File(absolute("root.file", file)?)),
+        (None, Some(name), None) => Ok(Root::Credential(name)),
+        (None, None, Some(name)) => Ok(Root::PassphraseCredential(name)),
+        _ => Err(InvalidKey::new(
+            "root",
+            "the root key comes from exactly one place",
+            "set one of root.file, root.credential and root.passphrase_credential",
+        )),
+    }
+}
+
+fn backup(raw: RawBackup) -> Result<Backup, InvalidKey> {
+    let (every, keep) = (raw.every.unwrap_or(BACKUP_EVERY), raw.keep.unwrap_or(BACKUPS_KEPT));
+    if every < SHORTEST_BACKUP_EVERY {
+        return Err(InvalidKey::new("backup.every", "too often", "use 1m or more, such as 1day"));
+    }
+    if keep == 0 {
+        return Err(InvalidKey::new("backup.keep", "no backup would be left", "use 1 or more"));
+    }
+    let directory = absolute("backup.directory", raw.directory)?;
+    Ok(Backup { directory, every, keep, required: raw.required })
 }
 
 fn absolute(key: &'static str, path: PathBuf) -> Result<PathBuf, InvalidKey> {

@@ -12,6 +12,7 @@ use fleet_kms_keyring::{ClusterId, KeyId, Keyring, Rotate, RotateError, Transiti
 use fleet_kms_store::Revision;
 
 use crate::authz::{Action, FleetPermit, Permit, actions};
+use crate::backup::{BackupError, Backups};
 use crate::changes::{ChangeError, Changes};
 use crate::clusters::{ClusterName, Clusters, InvalidClusterName, LiveClusterName};
 use crate::ledger::{Changeset, Generator, LedgerError};
@@ -38,6 +39,11 @@ pub enum CreateError {
     /// A live cluster has the name.
     #[error("a cluster named {0} exists already")]
     Exists(ClusterName),
+    /// It was made, but `backup.required` asks for a backup and there is none.
+    #[error(
+        "the cluster was made, but no verified backup holds its first key: do not use it before one does"
+    )]
+    NoBackup(#[source] Box<BackupError>),
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -73,6 +79,10 @@ pub enum KeyChangeError {
     /// The store cannot be read.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// It was rotated, but `backup.required` asks for a backup and there is
+    /// none.
+    #[error("the cluster was rotated, but no verified backup holds its new key; make one now")]
+    NoBackup(#[source] Box<BackupError>),
     /// A scheduled rotation that somebody else made first.
     #[error("the cluster is no longer due")]
     NotDue,
@@ -104,6 +114,8 @@ pub struct ControlPlane {
     keyrings: Arc<LiveKeyrings>,
     clusters: Arc<Clusters>,
     default_policy: RotationPolicy,
+    /// What a new cluster and a fresh rotation wait for, if so configured.
+    backups: Option<Arc<Backups>>,
     generator: Generator,
 }
 
@@ -116,7 +128,14 @@ impl ControlPlane {
         default_policy: RotationPolicy,
         generator: Generator,
     ) -> Self {
-        Self { changes, keyrings, clusters, default_policy, generator }
+        Self { changes, keyrings, clusters, default_policy, backups: None, generator }
+    }
+
+    /// Returns this control plane with the backups that new keys may have to
+    /// wait for.
+    #[must_use]
+    pub fn with_backups(self, backups: Arc<Backups>) -> Self {
+        Self { backups: Some(backups), ..self }
     }
 
     /// Makes a cluster with its first key: version 1 active, version 2 next.
@@ -139,6 +158,8 @@ impl ControlPlane {
         let ((snapshot, created), revision) = self.changes.run_with_revision(intent, prepare).await?;
         self.keyrings.publish(id, Snapshot { revision, ..snapshot });
         self.clusters.publish(LiveClusterName { id, name: name.clone(), created });
+        let backed = self.backup().await;
+        backed.map_err(|error| ChangeError::Refused(CreateError::NoBackup(Box::new(error))))?;
         Ok(Created { id, name, created })
     }
 
@@ -164,7 +185,39 @@ impl ControlPlane {
         how: Rotate,
         wish: Wish<'_>,
     ) -> Result<Rotated, ChangeError<KeyChangeError>> {
-        self.rotate_as("key_rotate", permit, how, wish, &|_| Ok(())).await
+        let rotated = self.rotate_as("key_rotate", permit, how, wish, &|_| Ok(())).await?;
+        if how != Rotate::Regular {
+            let backed = self.backup().await;
+            backed.map_err(|error| ChangeError::Refused(KeyChangeError::NoBackup(Box::new(error))))?;
+        }
+        Ok(rotated)
+    }
+
+    /// Rotates a cluster fresh, with a jump of its version numbers, because the
+    /// store was, or turned out to be, an old copy.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster is unknown or the store refuses.
+    pub async fn rotate_recovered(
+        &self,
+        permit: &Permit<actions::Recovery>,
+    ) -> Result<Rotated, ChangeError<KeyChangeError>> {
+        self.rotate_as_recovery(permit, Rotate::AfterRestore).await
+    }
+
+    /// Rotates a cluster for the agent's own reasons: its store was an old copy,
+    /// or a root key of it is known to others.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster is unknown or the store refuses.
+    pub async fn rotate_as_recovery(
+        &self,
+        permit: &Permit<actions::Recovery>,
+        how: Rotate,
+    ) -> Result<Rotated, ChangeError<KeyChangeError>> {
+        self.rotate_as("key_rotate_recovered", permit, how, Wish::default(), &|_| Ok(())).await
     }
 
     /// Rotates a cluster that is due; does nothing if it no longer is.
@@ -230,6 +283,14 @@ impl ControlPlane {
         let rotated = Rotated { active: active.version, key_id: active.key_id };
         self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
         Ok(rotated)
+    }
+
+    /// Waits for a verified backup if one is required.
+    async fn backup(&self) -> Result<(), BackupError> {
+        match &self.backups {
+            Some(backups) => backups.wait_if_required().await,
+            None => Ok(()),
+        }
     }
 
     fn parse_new(

@@ -20,6 +20,7 @@ use crate::grpc_code::{DataError, keys_code};
 use crate::ledger::Ledger;
 use crate::live_keyrings::{LiveKeyrings, Reloaded, UnwrapError, Unwrapped};
 use crate::nodes::Nodes;
+use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
 
 /// Wrapped DEKs in one Unwrap.
@@ -39,6 +40,7 @@ struct Shared {
     ledger: Arc<Ledger>,
     nodes: Arc<Nodes>,
     bulletin: Arc<Bulletin>,
+    rolled_back: Arc<RolledBack>,
     sightings: Arc<Sightings>,
     monotonic: fn() -> Instant,
 }
@@ -51,10 +53,11 @@ impl DataPlaneService {
         ledger: Arc<Ledger>,
         nodes: Arc<Nodes>,
         bulletin: Arc<Bulletin>,
+        rolled_back: Arc<RolledBack>,
         sightings: Arc<Sightings>,
         monotonic: fn() -> Instant,
     ) -> Self {
-        let shared = Shared { answers, keyrings, ledger, nodes, bulletin, sightings, monotonic };
+        let shared = Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, monotonic };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -131,8 +134,9 @@ impl Shared {
         Ok((response, vec![Said::ok(active.version)]))
     }
 
-    /// Unwraps one; an unknown key id makes the agent look into the store
-    /// again, once.
+    /// Unwraps one; an unknown key id, or one that opens under Next, makes the
+    /// agent look into the store again, once. What still opens under Next was
+    /// wrapped when this version was active: the store is an old copy.
     async fn unwrap_one(
         &self,
         permit: &Permit<actions::Unwrap>,
@@ -141,6 +145,16 @@ impl Shared {
         match self.keyrings.unwrap(permit, wrapped) {
             Err(UnwrapError::UnknownKey) if self.reload(permit.cluster()).await => {
                 self.keyrings.unwrap(permit, wrapped)
+            }
+            Ok(unwrapped) if unwrapped.under_next => {
+                let again = match self.reload(permit.cluster()).await {
+                    true => self.keyrings.unwrap(permit, wrapped)?,
+                    false => unwrapped,
+                };
+                if again.under_next {
+                    self.rolled_back.raise(permit.cluster(), again.version);
+                }
+                Ok(again)
             }
             result => result,
         }

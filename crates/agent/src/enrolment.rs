@@ -136,7 +136,12 @@ impl Shared {
         let shown = caller.certificate();
         self.issuer.limits().may_ask_renewal(shown.serial(), self.issuer.now())?;
         self.issuer.refresh(shown.id()).await.map_err(RenewError::from)?;
-        match self.policy.permit::<actions::Renew>(caller) {
+        let mut permit = self.policy.permit::<actions::Renew>(caller);
+        if permit.as_ref().is_err_and(|denied| denied.may_be_forgotten()) && self.issuer.readopt(shown).await
+        {
+            permit = self.policy.permit::<actions::Renew>(caller);
+        }
+        match permit {
             Ok(permit) => Ok(permit),
             Err(denied) => {
                 self.issuer.note_denied_renewal(shown, denied).await;

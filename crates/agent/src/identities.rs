@@ -14,9 +14,10 @@ use fleet_kms_store::Revision;
 
 use crate::authz::{Role, Scope};
 use crate::ledger::{Ledger, LedgerError};
-use crate::records::payload::{IdentityRecord, IssuedCertificate};
+use crate::records::payload::{IdentityRecord, IssuedCertificate, RestoredRecord};
 use crate::records::{Record, rows};
-use crate::times::from_ms;
+use crate::restored::Restored;
+use crate::times::{from_ms, optional};
 
 /// One certificate that an identity may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct LiveIdentity {
     pub next: Option<Issued>,
     /// An operator banned it.
     pub banned: bool,
+    /// When a certificate from before a restore was last taken as current.
+    pub readopted: Option<SystemTime>,
     /// Admins only.
     pub roles: Vec<Role>,
     /// Admins only.
@@ -87,6 +90,7 @@ pub enum IdentityError {
 #[derive(Default)]
 pub struct LiveIdentities {
     by_id: RwLock<HashMap<SpiffeId, Seat>>,
+    restored: RwLock<Option<Restored>>,
 }
 
 /// What is known of one identity. It only moves forward, because two changes
@@ -108,7 +112,19 @@ impl LiveIdentities {
         for record in ledger.scan::<IdentityRecord>(rows::IDENTITIES).await? {
             identities.publish(parse(&record)?);
         }
+        let restored = ledger.read::<RestoredRecord>(&rows::fixed(rows::RESTORED)).await?;
+        identities.set_restored(restored.map(|record| Restored::from(&record.payload)));
         Ok(identities)
+    }
+
+    /// Returns the store's last restore.
+    pub fn restored(&self) -> Option<Restored> {
+        *self.restored.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a restore visible to the next call.
+    pub fn set_restored(&self, restored: Option<Restored>) {
+        *self.restored.write().unwrap_or_else(PoisonError::into_inner) = restored;
     }
 
     /// Returns an identity.
@@ -174,6 +190,7 @@ pub fn parse(record: &Record<IdentityRecord>) -> Result<LiveIdentity, IdentityEr
         current: issued(&payload.current)?,
         next: issued(&payload.next)?,
         banned: payload.banned_ms != 0,
+        readopted: optional(payload.readopted_ms),
         roles: roles.collect::<Result<_, _>>()?,
         scope: if scope.is_empty() { Scope::All } else { Scope::Clusters(scope) },
     })
@@ -193,6 +210,7 @@ mod tests {
 
     fn identity(revision: u64, banned: bool) -> LiveIdentity {
         LiveIdentity {
+            readopted: None,
             id: "spiffe://fleet.test/admin/ada".parse().unwrap(),
             revision: Revision(revision),
             current: None,

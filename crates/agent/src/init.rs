@@ -15,8 +15,9 @@ use arc_swap::ArcSwap;
 use fleet_kms_audit::ChangeLog;
 use fleet_kms_identity::Name;
 use fleet_kms_process::exit;
-use fleet_kms_seal::{FileSlot, RootFileError};
+use fleet_kms_seal::{FileSlot, PassphraseSlot, RootSlot, generate_passphrase};
 use fleet_kms_transport::Clock;
+use zeroize::Zeroizing;
 
 use crate::authz::{Role, Scope, internal};
 use crate::ca::{self, Authorities, SignError};
@@ -26,6 +27,7 @@ use crate::enrolment::issue::{Bundle, DirectError, Issuer, MAX_OFFLINE};
 use crate::identities::LiveIdentities;
 use crate::ledger::{Changeset, Generator};
 use crate::live_keyrings::{KeysError, LiveKeyrings, LoadError};
+use crate::root::{Root, RootError};
 use crate::storage::{self, Storage, StorageError};
 use crate::trail::Intent;
 use crate::witness::Witness;
@@ -37,27 +39,35 @@ pub struct Options {
     pub admin: Name,
     /// The directory that gets the admin's key, certificate and context.
     pub admin_directory: PathBuf,
+    /// Makes no second slot with a recovery passphrase.
+    pub single_slot: bool,
 }
 
 /// What `init` made, for the operator to read.
-#[derive(Debug)]
 pub struct Done {
-    root: PathBuf,
+    root: String,
     store: PathBuf,
     admin: Name,
     context: PathBuf,
+    /// Printed once and kept nowhere.
+    recovery: Option<Zeroizing<String>>,
 }
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "root key file  {} (keep a copy where the store's backups are not)",
-            self.root.display()
-        )?;
+        writeln!(f, "root key       {} (keep a copy where the store's backups are not)", self.root)?;
         writeln!(f, "store          {}", self.store.display())?;
         writeln!(f, "first admin    {} (operator, key-officer)", self.admin)?;
-        write!(f, "kmsctl context {} (use it with KMSCTL_CONFIG)", self.context.display())
+        write!(f, "kmsctl context {} (use it with KMSCTL_CONFIG)", self.context.display())?;
+        if let Some(passphrase) = &self.recovery {
+            write!(f, "\n\nrecovery passphrase: {}\n", **passphrase)?;
+            write!(
+                f,
+                "It opens the store and its backups when the root key is lost. Write it down and keep it\n"
+            )?;
+            write!(f, "in a safe place: it is shown only now and stored nowhere.")?;
+        }
+        Ok(())
     }
 }
 
@@ -74,9 +84,9 @@ pub enum InitError {
         #[source]
         source: io::Error,
     },
-    /// The root key file cannot be used.
+    /// The root key cannot be used.
     #[error(transparent)]
-    Root(#[from] RootFileError),
+    Root(#[from] RootError),
     /// The store could not be made.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -131,19 +141,27 @@ pub async fn run(
     if config.store.exists() {
         return Err(InitError::Exists { path: text(&config.store) });
     }
-    for directory in [config.store.parent(), config.root.parent(), Some(&*config.audit)].into_iter().flatten()
-    {
+    let root = match &config.root {
+        Root::File(path) => path.parent(),
+        Root::Credential(_) | Root::PassphraseCredential(_) => None,
+    };
+    for directory in [config.store.parent(), root, Some(&*config.audit)].into_iter().flatten() {
         make_directory(directory)?;
     }
     make_directory(&options.admin_directory)?;
     let slot = root_slot(&config.root, generator)?;
+    let recovery = (!options.single_slot).then(|| generate_passphrase(&mut *generator()));
+    let recovery_slot = recovery.clone().map(PassphraseSlot::existing);
+    let recovery_slot = recovery_slot.as_ref().map(|slot| slot as &dyn RootSlot);
+    let slots: Vec<&dyn RootSlot> = std::iter::once(&*slot).chain(recovery_slot).collect();
     let unfinished = config.store.with_extension("unfinished");
     remove_unfinished(&unfinished)?;
-    let storage = storage::create(&unfinished, &slot, config.name.as_str(), generator).await?;
+    let storage = storage::create(&unfinished, &slots, config.name.as_str(), generator).await?;
     let bundle = fill(config, options, storage, clock, generator).await?;
     put_in_place(&unfinished, &config.store)?;
     let context = write_admin(config, options, &bundle)?;
-    Ok(Done { root: config.root.clone(), store: config.store.clone(), admin: options.admin.clone(), context })
+    let (root, store, admin) = (config.root.to_string(), config.store.clone(), options.admin.clone());
+    Ok(Done { root, store, admin, context, recovery })
 }
 
 /// Writes the fleet CA and the first admin.
@@ -154,8 +172,8 @@ async fn fill(
     clock: Clock,
     generator: Generator,
 ) -> Result<Bundle, InitError> {
-    let Storage { ledger, store_key } = storage;
-    let (keyrings, _) = LiveKeyrings::load(&ledger, store_key, generator).await?;
+    let Storage { ledger, store_keys, .. } = storage;
+    let (keyrings, _) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
     let log = ChangeLog::open(&config.audit)
         .map_err(|source| InitError::Audit { path: text(&config.audit), source })?;
     let witness = Witness::new(&config.audit);
@@ -183,9 +201,14 @@ async fn fill(
     Ok(issuer.issue_admin("init", &options.admin, &roles, &Scope::All).await?)
 }
 
-/// Takes the root key file that is there, or makes one.
-fn root_slot(path: &Path, generator: Generator) -> Result<FileSlot, RootFileError> {
-    if path.exists() { FileSlot::open(path) } else { FileSlot::create(path, &mut *generator()) }
+/// Takes the root key that is there, or makes a root key file.
+fn root_slot(root: &Root, generator: Generator) -> Result<Box<dyn RootSlot>, RootError> {
+    match root {
+        Root::File(path) if !path.exists() => {
+            Ok(Box::new(FileSlot::create(path, &mut *generator()).map_err(RootError::from)?))
+        }
+        root => root.slot(),
+    }
 }
 
 /// Removes what an interrupted init left: nothing was ever served from it.
@@ -217,16 +240,21 @@ fn put_in_place(from: &Path, to: &Path) -> Result<(), InitError> {
 fn write_admin(config: &Config, options: &Options, bundle: &Bundle) -> Result<PathBuf, InitError> {
     let directory = &options.admin_directory;
     let name = options.admin.as_str();
-    let server = reachable(config);
-    let context = format!(
-        "current = \"{name}\"\n\n[[contexts]]\nname = \"{name}\"\nserver = \"{server}\"\ncertificate = \"{name}.crt\"\nkey = \"{name}.key\"\nroots = \"roots.crt\"\n"
-    );
+    let context = context(config, &options.admin);
     write_private(&directory.join(format!("{name}.key")), bundle.key.to_pem().as_bytes())?;
     write_private(&directory.join(format!("{name}.crt")), bundle.chain_pem().as_bytes())?;
     write_private(&directory.join("roots.crt"), bundle.roots_pem().as_bytes())?;
     let path = directory.join("kmsctl.toml");
     write_private(&path, context.as_bytes())?;
     Ok(path)
+}
+
+/// Returns the kmsctl context of an admin, whose files are beside it.
+pub(crate) fn context(config: &Config, admin: &Name) -> String {
+    let (name, server) = (admin.as_str(), reachable(config));
+    format!(
+        "current = \"{name}\"\n\n[[contexts]]\nname = \"{name}\"\nserver = \"{server}\"\ncertificate = \"{name}.crt\"\nkey = \"{name}.key\"\nroots = \"roots.crt\"\n"
+    )
 }
 
 /// The admin port as a kmsctl on this host reaches it.

@@ -8,9 +8,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use fleet_kms_audit::{ChangeId, Recorded};
 use fleet_kms_keyring::sealed::{self, Kind, SealContext, SealKey};
-use fleet_kms_seal::LockedKey;
+use fleet_kms_seal::{LockedKey, StoreKey};
 use fleet_kms_store::{CommitError, ReadError, Revision, Row, RowName, Store, Txn};
 
 use crate::records::payload::ChangeRecord;
@@ -18,10 +19,15 @@ use crate::records::{Codec, Payload, Record, RecordError, rows};
 
 mod changeset;
 mod head;
+mod keys;
+mod rebase;
 
 pub use changeset::Changeset;
 use head::Head;
 pub use head::{HeadError, Integrity};
+use keys::Keys;
+pub use rebase::EpochError;
+pub(crate) use rebase::{RowKind, kind_of};
 
 /// Makes the random generator for one operation; picked by `main`.
 pub type Generator = fn() -> Box<dyn rand_core::CryptoRng + Send>;
@@ -74,8 +80,8 @@ pub enum WriteError {
 /// All access to the store.
 pub struct Ledger {
     store: Arc<dyn Store>,
-    codec: Arc<Codec>,
-    head_key: LockedKey,
+    /// Replaced only by who holds `head`.
+    keys: ArcSwap<Keys>,
     head: tokio::sync::Mutex<Head>,
     settled: Mutex<Vec<Record<ChangeRecord>>>,
     agent: String,
@@ -91,18 +97,19 @@ impl Ledger {
     /// When the store is not empty or does not take the transaction.
     pub async fn create(
         store: &dyn Store,
-        codec: &Codec,
-        head_key: &LockedKey,
+        codec: Codec,
+        head_key: LockedKey,
         rows: Vec<(RowName, Vec<u8>)>,
         generator: Generator,
     ) -> Result<(), CommitError> {
-        let mut head = Head::empty();
+        let keys = Keys::new(codec, head_key);
+        let mut head = Head::empty(keys.codec().epoch());
         let mut txn = Txn::new().expect(rows::fixed(rows::HEAD), Revision::ABSENT);
         for (name, bytes) in rows {
-            head.toggle(&codec.element(&name, &bytes));
+            head.toggle(&keys, &name, &bytes);
             txn = txn.expect(name.clone(), Revision::ABSENT).put(name, bytes);
         }
-        let sealed = head.seal(codec, head_key, &mut *generator());
+        let sealed = head.seal(&keys, &mut *generator());
         store.commit(txn.put(rows::fixed(rows::HEAD), sealed)).await.map(drop)
     }
 
@@ -118,11 +125,47 @@ impl Ledger {
         agent: String,
         generator: Generator,
     ) -> Result<Self, HeadError> {
-        let head = Head::load(&*store, &codec, &head_key).await?;
+        Self::open_with(store, Keys::new(codec, head_key), agent, generator).await
+    }
+
+    /// Opens the ledger of a store whose key is being rotated: `older` is the
+    /// key of the epoch before `newer`'s.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub async fn open_between(
+        store: Arc<dyn Store>,
+        older: &StoreKey,
+        newer: &StoreKey,
+        agent: String,
+        generator: Generator,
+    ) -> Result<Self, HeadError> {
+        let codec = Codec::new(older.store(), older.epoch(), older.mac_key());
+        let keys = Keys::new(codec, older.head_key()).with_newer(newer);
+        Self::open_with(store, keys, agent, generator).await
+    }
+
+    /// Opens a copy of this store with the same keys, to look into it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub async fn of_copy(&self, copy: Arc<dyn Store>) -> Result<Self, HeadError> {
+        let keys = Keys::clone(&self.keys.load());
+        Self::open_with(copy, keys, self.agent.clone(), self.generator).await
+    }
+
+    async fn open_with(
+        store: Arc<dyn Store>,
+        keys: Keys,
+        agent: String,
+        generator: Generator,
+    ) -> Result<Self, HeadError> {
+        let head = Head::load(&*store, &keys).await?;
         Ok(Self {
             store,
-            codec: Arc::new(codec),
-            head_key,
+            keys: ArcSwap::from_pointee(keys),
             head: tokio::sync::Mutex::new(head),
             settled: Mutex::default(),
             agent,
@@ -131,8 +174,13 @@ impl Ledger {
     }
 
     /// Returns the record codec.
-    pub fn codec(&self) -> &Codec {
-        &self.codec
+    pub fn codec(&self) -> Arc<Codec> {
+        Arc::clone(self.keys.load().codec())
+    }
+
+    /// Returns the store.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// Returns the number of transactions that the head counts.
@@ -147,7 +195,7 @@ impl Ledger {
     /// When the store cannot be read.
     pub async fn check(&self) -> Result<Integrity, HeadError> {
         let head = self.head.lock().await;
-        head.check(&*self.store, &self.codec).await
+        head.check(&*self.store, &self.keys.load_full()).await
     }
 
     /// Reads one record.
@@ -157,7 +205,8 @@ impl Ledger {
     /// When the store cannot be read or the row is damaged.
     pub async fn read<P: Payload>(&self, name: &RowName) -> Result<Option<Record<P>>, LedgerError> {
         let row = self.store.get(name).await?;
-        Ok(row.map(|row| self.codec.decode(row)).transpose()?)
+        let codec = self.codec();
+        Ok(row.map(|row| codec.decode(row)).transpose()?)
     }
 
     /// Reads all records under a prefix.
@@ -167,7 +216,8 @@ impl Ledger {
     /// When the store cannot be read or a row is damaged.
     pub async fn scan<P: Payload>(&self, prefix: &str) -> Result<Vec<Record<P>>, LedgerError> {
         let rows = self.scan_rows(prefix).await?;
-        rows.into_iter().map(|row| Ok(self.codec.decode(row)?)).collect()
+        let codec = self.codec();
+        rows.into_iter().map(|row| Ok(codec.decode(row)?)).collect()
     }
 
     /// Reads all rows under a prefix as they are stored.
@@ -190,7 +240,7 @@ impl Ledger {
 
     /// Starts a changeset.
     pub fn changeset(&self) -> Changeset {
-        Changeset::new(Arc::clone(&self.codec))
+        Changeset::new(self.codec())
     }
 
     /// Commits a changeset together with the change's record and the head;
@@ -230,6 +280,12 @@ impl Ledger {
         Ok(())
     }
 
+    /// Forgets that a change's record is still to be removed: somebody else
+    /// removes it.
+    pub(crate) fn forget_settled(&self, row: &RowName) {
+        self.settled().retain(|record| record.row != *row);
+    }
+
     /// Says whether a change's transaction happened.
     ///
     /// # Errors
@@ -245,10 +301,14 @@ impl Ledger {
         changeset: &Changeset,
         change_row: &RowName,
     ) -> Result<Revision, WriteError> {
+        let keys = self.keys.load_full();
+        if keys.are_locked() {
+            return Err(HeadError::Locked.into());
+        }
         for _ in 0..HEAD_ATTEMPTS {
             let mut next = head.next();
-            changeset.toggle_elements(&mut next, &self.codec);
-            let sealed = next.seal(&self.codec, &self.head_key, &mut *(self.generator)());
+            changeset.toggle_elements(&mut next, &keys);
+            let sealed = next.seal(&keys, &mut *(self.generator)());
             let name = rows::fixed(rows::HEAD);
             let txn = changeset.txn().expect(name.clone(), head.row_revision()).put(name, sealed);
             match self.store.commit(txn).await {
@@ -258,7 +318,7 @@ impl Ledger {
                     return Ok(revision);
                 }
                 Err(CommitError::Conflict) => {
-                    let now = Head::load(&*self.store, &self.codec, &self.head_key).await?;
+                    let now = Head::load(&*self.store, &keys).await?;
                     if now.row_revision() == head.row_revision() {
                         return Err(WriteError::Conflict);
                     }
@@ -284,7 +344,7 @@ impl Ledger {
             Ok(found) => found,
             Err(_) => return Err(WriteError::Unknown(error)),
         };
-        *head = Head::load(&*self.store, &self.codec, &self.head_key).await?;
+        *head = Head::load(&*self.store, &self.keys.load_full()).await?;
         match found {
             Some(row) => Ok(row.revision),
             None => Err(WriteError::NotApplied(error)),

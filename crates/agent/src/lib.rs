@@ -10,6 +10,7 @@
 )]
 
 pub mod config;
+pub mod root;
 pub mod serve;
 pub mod agent;
 pub mod data_plane;
@@ -28,6 +29,15 @@ pub mod control_plane;
 pub mod rotation;
 pub mod changes;
 pub mod trail;
+pub mod backup;
+pub mod restore;
+pub mod recovery;
+pub mod host;
+pub mod slots;
+pub mod local;
+pub mod bans;
+pub mod restored;
+pub mod rolled_back;
 
 pub mod bulletin;
 pub mod clusters;

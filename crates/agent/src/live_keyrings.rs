@@ -11,10 +11,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use fleet_kms_keyring::sealed::{self, Kind, SealContext};
+use fleet_kms_keyring::sealed::Kind;
 use fleet_kms_keyring::wrapped_dek::{self, Header, WrapError as DekError, WrappedDek};
 use fleet_kms_keyring::{ClusterId, Kek, KeyId, Keyring, State, UnwrapRefused, Version, WrapRefused};
-use fleet_kms_seal::StoreKey;
 use fleet_kms_store::{Revision, RowName};
 use zeroize::Zeroizing;
 
@@ -22,9 +21,13 @@ use crate::authz::{Action, FleetPermit, Permit, actions};
 use crate::ledger::Generator;
 use crate::records::rows;
 
+mod epochs;
 mod load;
+mod store_keys;
 
-pub use load::{LoadError, Reloaded, unopened_rows};
+pub use epochs::{NextEpoch, SlotSealError};
+pub use load::{DamagedKek, Held, LoadError, Reloaded, unopened_rows};
+pub use store_keys::StoreKeys;
 
 /// A KEK as it is stored: sealed under the store key, bound to its row.
 #[derive(Debug, Clone)]
@@ -131,10 +134,11 @@ pub trait MakesKeks: Action {}
 impl MakesKeks for actions::ClusterCreate {}
 impl MakesKeks for actions::KeyRotate {}
 impl MakesKeks for actions::ScheduledRotation {}
+impl MakesKeks for actions::Recovery {}
 
 /// All keyrings of the store.
 pub struct LiveKeyrings {
-    store_key: ArcSwapOption<StoreKey>,
+    store_keys: ArcSwapOption<StoreKeys>,
     clusters: ArcSwap<HashMap<ClusterId, Arc<LiveCluster>>>,
     generator: Generator,
 }
@@ -203,12 +207,11 @@ impl LiveKeyrings {
         permit: &Permit<A>,
         version: Version,
     ) -> Result<SealedKek, KeysError> {
-        let store_key = self.store_key.load_full().ok_or(KeysError::Locked)?;
+        let keys = self.store_keys()?;
         let row = rows::kek(&permit.cluster(), version);
         let mut rng = (self.generator)();
         let kek = Kek::generate(&mut *rng);
-        let context = context(&store_key, &row, Kind::Kek, store_key.epoch());
-        let bytes = sealed::seal_kek(&store_key.seal_key(), &context, &kek, &mut *rng);
+        let bytes = keys.seal_kek(&row, &kek, &mut *rng);
         Ok(SealedKek { row, bytes })
     }
 
@@ -238,10 +241,7 @@ impl LiveKeyrings {
         row: &RowName,
         bytes: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, KeysError> {
-        let store_key = self.store_key.load_full().ok_or(KeysError::Locked)?;
-        let epoch = sealed::epoch_of(bytes).map_err(|_| KeysError::Damaged)?;
-        sealed::open(&store_key.seal_key(), &context(&store_key, row, Kind::CaKey, epoch), bytes)
-            .map_err(|_| KeysError::Damaged)
+        self.store_keys()?.open(row, Kind::CaKey, bytes)
     }
 
     /// Seals a CA's private key for its row.
@@ -255,19 +255,17 @@ impl LiveKeyrings {
         row: &RowName,
         key: &[u8],
     ) -> Result<Vec<u8>, KeysError> {
-        let store_key = self.store_key.load_full().ok_or(KeysError::Locked)?;
-        let context = context(&store_key, row, Kind::CaKey, store_key.epoch());
-        Ok(sealed::seal(&store_key.seal_key(), &context, key, &mut *(self.generator)()))
+        Ok(self.store_keys()?.seal(row, Kind::CaKey, key, &mut *(self.generator)()))
     }
 
     /// Wipes the store key. No key is usable from the next call on.
     pub fn lock(&self) {
-        self.store_key.store(None);
+        self.store_keys.store(None);
     }
 
     /// Says whether the store key was wiped.
     pub fn is_locked(&self) -> bool {
-        self.store_key.load().is_none()
+        self.store_keys.load().is_none()
     }
 
     /// Returns every cluster's keyring: versions and states, no key.
@@ -285,10 +283,14 @@ impl LiveKeyrings {
     }
 
     fn open(&self, snapshot: &Snapshot, version: Version) -> Result<Kek, KeysError> {
-        let store_key = self.store_key.load();
-        let store_key = store_key.as_deref().ok_or(KeysError::Locked)?;
+        let keys = self.store_keys.load();
+        let keys = keys.as_deref().ok_or(KeysError::Locked)?;
         let kek = snapshot.keks.get(&version).ok_or(KeysError::Damaged)?;
-        open_kek(store_key, kek)
+        keys.open_kek(kek)
+    }
+
+    fn store_keys(&self) -> Result<Arc<StoreKeys>, KeysError> {
+        self.store_keys.load_full().ok_or(KeysError::Locked)
     }
 
     /// Tells another cluster's key id from one that nobody has, for the audit.
@@ -311,14 +313,4 @@ impl LiveCluster {
             Arc::clone(if current.revision < snapshot.revision { &snapshot } else { current })
         });
     }
-}
-
-fn open_kek(store_key: &StoreKey, kek: &SealedKek) -> Result<Kek, KeysError> {
-    let epoch = sealed::epoch_of(&kek.bytes).map_err(|_| KeysError::Damaged)?;
-    let context = context(store_key, &kek.row, Kind::Kek, epoch);
-    sealed::open_kek(&store_key.seal_key(), &context, &kek.bytes).map_err(|_| KeysError::Damaged)
-}
-
-fn context<'a>(store_key: &StoreKey, row: &'a RowName, kind: Kind, epoch: u32) -> SealContext<'a> {
-    SealContext { store: store_key.store(), row: row.as_bytes(), kind, epoch }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use fleet_kms_agent::config::{self, Config, RawConfig};
 use fleet_kms_agent::errors::chain;
+use fleet_kms_agent::host::{self, HostCommand, HostError};
 use fleet_kms_agent::{check_store, init, serve};
 use fleet_kms_identity::Name;
 use fleet_kms_process::{exit, runtime};
@@ -14,6 +15,8 @@ use fleet_kms_process::{exit, runtime};
 #[derive(Debug, Parser)]
 #[command(name = "kms-agent", version, arg_required_else_help = true)]
 struct Cli {
+    #[command(flatten)]
+    config: ConfigFile,
     #[command(subcommand)]
     command: Command,
 }
@@ -22,36 +25,30 @@ struct Cli {
 enum Command {
     /// Make the root key file, the store, the fleet CA and the first admin.
     Init {
-        #[command(flatten)]
-        config: ConfigFile,
         /// The first admin's name.
         #[arg(long, default_value = "first")]
         admin: Name,
         /// The directory that gets the admin's key, certificate and kmsctl context.
         #[arg(long, default_value = "/etc/fleet-kms/admin")]
         admin_directory: PathBuf,
+        /// Make no second root slot with a recovery passphrase.
+        #[arg(long)]
+        single_slot: bool,
     },
     /// Serve.
-    Run {
-        #[command(flatten)]
-        config: ConfigFile,
-    },
+    Run,
     /// Read the configuration, say what is wrong with it, do nothing else.
-    CheckConfig {
-        #[command(flatten)]
-        config: ConfigFile,
-    },
+    CheckConfig,
     /// Open the store and compare every row with its head.
-    CheckStore {
-        #[command(flatten)]
-        config: ConfigFile,
-    },
+    CheckStore,
+    #[command(flatten)]
+    Host(HostCommand),
 }
 
 #[derive(Debug, clap::Args)]
 struct ConfigFile {
     /// The configuration file.
-    #[arg(long = "config", default_value = "/etc/fleet-kms/agent.toml")]
+    #[arg(id = "config_file", long = "config", global = true, default_value = "/etc/fleet-kms/agent.toml")]
     file: PathBuf,
 }
 
@@ -69,7 +66,7 @@ struct Failure {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("kms-agent: {}", failure.text);
@@ -78,24 +75,32 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
-    match command {
-        Command::Init { config, admin, admin_directory } => {
+fn run(cli: Cli) -> Result<(), Failure> {
+    let config = cli.config;
+    match cli.command {
+        Command::Init { admin, admin_directory, single_slot } => {
             let config = config.load()?;
-            let options = init::Options { admin, admin_directory };
+            let options = init::Options { admin, admin_directory, single_slot };
             let done = block_on(init::run(&config, &options, serve::clock(), generator))?;
             let done = done.map_err(|error| Failure { code: error.exit_code(), text: chain(&error) })?;
             println!("{done}");
             Ok(())
         }
-        Command::Run { config } => serve::run(config.load()?, generator)
+        Command::Run => serve::run(config.load()?, generator)
             .map_err(|error| Failure { code: error.exit_code(), text: chain(&error) }),
-        Command::CheckConfig { config } => {
+        Command::CheckConfig => {
             config.load()?;
             println!("the configuration is good");
             Ok(())
         }
-        Command::CheckStore { config } => {
+        Command::Host(command) => {
+            let config = config.load()?;
+            let text = block_on(host::run(&config, command, generator))?
+                .map_err(|HostError { code, text }| Failure { code, text })?;
+            println!("{text}");
+            Ok(())
+        }
+        Command::CheckStore => {
             let config = config.load()?;
             let report = block_on(check_store::run(&config, generator))?
                 .map_err(|error| Failure { code: error.exit_code(), text: chain(&error) })?;

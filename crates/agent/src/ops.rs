@@ -99,6 +99,18 @@ impl Collector for State {
             ),
             ("versions_unbacked", "Versions in use that no verified backup holds", None, gauges.unbacked),
             (
+                "backup_age",
+                "Age of the last verified backup; -1 when there is none",
+                Some(Unit::Seconds),
+                agent.backups.age(now).map_or(-1, |age| i64::try_from(age.as_secs()).unwrap_or(i64::MAX)),
+            ),
+            (
+                "store_rolled_back",
+                "Clusters whose values were wrapped under a version this store has not activated",
+                None,
+                as_gauge(agent.rolled_back.clusters().len()),
+            ),
+            (
                 "certificate_expiry_timestamp",
                 "When the agent's own certificate ends, Unix time",
                 Some(Unit::Seconds),

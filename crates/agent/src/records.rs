@@ -46,6 +46,13 @@ pub struct Record<P> {
     pub(crate) stored: Vec<u8>,
 }
 
+impl<P> Record<P> {
+    /// A record that is about to be written for the first time.
+    pub(crate) fn new(row: RowName, payload: P) -> Self {
+        Self { row, revision: Revision::ABSENT, seq: 1, payload, stored: Vec::new() }
+    }
+}
+
 /// Why a row's bytes are not a record of ours.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
@@ -107,11 +114,14 @@ impl Codec {
 
     /// Encodes a record for `row`: header ‖ payload ‖ tag.
     pub fn encode<P: Payload>(&self, row: &RowName, seq: u64, payload: &P) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER + payload.encoded_len() + TAG);
-        bytes.push(FORMAT);
+        self.frame(row, seq, |bytes| payload.encode_raw(bytes))
+    }
+
+    fn frame(&self, row: &RowName, seq: u64, payload: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut bytes = vec![FORMAT];
         bytes.extend_from_slice(&self.epoch().to_be_bytes());
         bytes.extend_from_slice(&seq.to_be_bytes());
-        payload.encode_raw(&mut bytes);
+        payload(&mut bytes);
         let tag = self.record_mac(self.epoch(), row, &bytes).map(|mac| mac.finalize().into_bytes());
         bytes.extend_from_slice(&tag.expect("the writing epoch is always open"));
         bytes
@@ -161,10 +171,35 @@ impl Codec {
         Ok((u64::from_be_bytes(seq), payload))
     }
 
+    /// Returns a codec that no longer reads epochs before the writing one: the
+    /// end of a store-key rotation.
+    pub fn without_older(&self) -> Self {
+        Self { store: self.store, epochs: self.epochs.iter().take(1).cloned().collect() }
+    }
+
+    /// Returns a codec without a key, which reads nothing: `kms-agent lock`.
+    pub fn locked(&self) -> Self {
+        Self { store: self.store, epochs: Vec::new() }
+    }
+
+    /// Writes a record again under the writing epoch, whatever its payload is;
+    /// `None` when it is of that epoch.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::decode`].
+    pub fn renew(&self, row: &Row) -> Result<Option<Vec<u8>>, RecordError> {
+        if epoch_of(&row.bytes) == Some(self.epoch()) {
+            return Ok(None);
+        }
+        let (seq, payload) = self.authenticate(row, "a record")?;
+        Ok(Some(self.frame(&row.name, seq + 1, |bytes| bytes.extend_from_slice(payload))))
+    }
+
     /// Returns a row's element of the head's set hash: a PRF of name and bytes
-    /// under the MAC key of the writing epoch.
-    pub fn element(&self, row: &RowName, stored: &[u8]) -> [u8; 32] {
-        let mut mac = self.mac(self.epoch()).expect("the writing epoch is always open");
+    /// under the MAC key of the head's epoch.
+    pub fn element(&self, epoch: u32, row: &RowName, stored: &[u8]) -> [u8; 32] {
+        let mut mac = self.mac(epoch).expect("the head's epoch is open");
         mac.update(ELEMENT_CONTEXT);
         mac.update(self.store.as_bytes());
         update_name(&mut mac, row);
@@ -185,6 +220,13 @@ impl Codec {
         let (_, key) = self.epochs.iter().find(|(known, _)| *known == epoch)?;
         Some(Hmac::new_from_slice(key.expose_secret()).expect("HMAC takes keys of any length"))
     }
+}
+
+/// Returns the epoch that a record or a sealed blob says it is of; both have it
+/// in the same place. Unproven until one of them opens.
+pub fn epoch_of(stored: &[u8]) -> Option<u32> {
+    let (_, rest) = stored.split_first()?;
+    rest.first_chunk().map(|epoch| u32::from_be_bytes(*epoch))
 }
 
 /// A row name in a MAC or AAD: u16 length ‖ bytes.

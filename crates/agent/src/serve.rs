@@ -28,7 +28,8 @@ use crate::config::{Config, Listen};
 use crate::enrolment::EnrolmentService;
 use crate::errors::chain;
 use crate::ledger::Generator;
-use crate::{admin, ops, rotation};
+use crate::slots::reseal;
+use crate::{admin, backup, local, ops, rotation};
 
 /// The largest request of the data port: a batch of wrapped DEKs.
 const MAX_DATA_REQUEST: usize = 1 << 20;
@@ -58,6 +59,9 @@ pub enum ServeError {
     /// Logging could not be started.
     #[error(transparent)]
     Log(#[from] logging::InitError),
+    /// The local socket cannot be made.
+    #[error("cannot make the local socket in the store's directory")]
+    Local(#[source] std::io::Error),
     /// Store, keys or audit cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -68,7 +72,9 @@ impl ServeError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Listen { source: ListenError::InUse(_), .. } => exit::BUSY,
-            Self::Listen { .. } | Self::NoAudit { .. } | Self::Start(_) | Self::Log(_) => exit::FAILURE,
+            Self::Listen { .. } | Self::NoAudit { .. } | Self::Start(_) | Self::Local(_) | Self::Log(_) => {
+                exit::FAILURE
+            }
             Self::Open(error) => error.exit_code(),
         }
     }
@@ -124,10 +130,11 @@ impl Listeners {
 /// file to read.
 fn plan(config: &Config) -> Plan {
     let store = config.store.parent().map(PathBuf::from);
-    let root = config.root.parent().map(PathBuf::from);
+    let root = config.root.directory();
+    let backups = config.backup.as_ref().map(|backup| backup.directory.clone());
     Plan {
         read: root.into_iter().collect(),
-        write: store.into_iter().chain([config.audit.clone()]).collect(),
+        write: store.into_iter().chain([config.audit.clone()]).chain(backups).collect(),
         ..Plan::default()
     }
 }
@@ -150,6 +157,11 @@ async fn serve(
     let connections = Connections::observed_by(observer());
     spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
     spawn_work(&tasks, &agent, &stop);
+    let local = local::bind(&local::path_of(&config.store)).map_err(ServeError::Local)?;
+    tasks.spawn(local::serve(local, Arc::clone(&agent), drain.clone()));
+    if let Err(error) = agent.slots.note_in_use(&config.root.to_string()).await {
+        tracing::warn!(error = chain(&error), "the root slot in use could not be noted");
+    }
     tasks.close();
     tracing::info!(
         data = %config.listen.data, enrolment = %config.listen.enrolment, admin = %config.listen.admin,
@@ -217,6 +229,8 @@ fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, stop: &CancellationToken)
         rotation::Clocks { wall: clocks::now, monotonic: clocks::monotonic },
         stop.clone(),
     ));
+    tasks.spawn(reseal::run(Arc::clone(&agent.slots), stop.clone()));
+    tasks.spawn(backup::run(Arc::clone(&agent.backups), stop.clone()));
     let renewing = Arc::clone(agent);
     tasks.spawn(every(CERTIFICATES_EVERY, stop.clone(), move || {
         let agent = Arc::clone(&renewing);

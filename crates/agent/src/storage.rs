@@ -5,23 +5,27 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use fleet_kms_keyring::sealed;
 use fleet_kms_keyring::{SlotId, StoreId};
 use fleet_kms_process::exit;
-use fleet_kms_seal::{
-    FileSlot, MalformedSlotRecord, RootFileError, RootSlot, SlotError, SlotRecord, StoreKey, open_any,
-};
+use fleet_kms_seal::{MalformedSlotRecord, RootSlot, SlotError, SlotKind, SlotRecord, StoreKey, open_any};
 use fleet_kms_store::{CommitError, OpenError, ReadError, SqliteStore, Store};
 
 use crate::ledger::{Generator, HeadError, Ledger};
+use crate::live_keyrings::StoreKeys;
 use crate::records::{Codec, rows};
+use crate::root::{Root, RootError};
 
 /// The format of the `meta` row.
 const META_FORMAT: u8 = 1;
 /// The first epoch of a store key.
 const FIRST_EPOCH: u32 = 1;
 /// More root slots than any store has.
-const MAX_SLOTS: usize = 64;
+pub(crate) const MAX_SLOTS: usize = 64;
+/// Guessing passphrases shall take longer than the key derivation alone.
+const WRONG_PASSPHRASE_DELAY: Duration = Duration::from_secs(1);
 
 /// Why a store could not be made or opened.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +54,7 @@ pub enum StorageError {
     Newer { path: String, format: u8 },
     /// The root key file cannot be used.
     #[error(transparent)]
-    RootFile(#[from] RootFileError),
+    Root(#[from] RootError),
     /// A slot row is damaged.
     #[error("root slot {row} is damaged; restore a backup")]
     Slot {
@@ -60,12 +64,19 @@ pub enum StorageError {
     },
     /// The slot does not seal or open.
     #[error(
-        "{file} does not open the store; use the root key file that `kms-agent init` made; if it is that one, the store was altered: restore a backup"
+        "{root} does not open the store; use a root key or passphrase of one of its slots; if it is one, the store was altered: restore a backup"
     )]
     NoSlotOpens {
-        file: String,
+        root: String,
         #[source]
         source: SlotError,
+    },
+    /// The key of the epoch before a store-key rotation does not open.
+    #[error("row {row} does not open: the store is damaged; restore a backup")]
+    OlderKey {
+        row: String,
+        #[source]
+        source: sealed::OpenError,
     },
     /// The head cannot be used.
     #[error(transparent)]
@@ -77,7 +88,7 @@ impl StorageError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Open { source: OpenError::InUse { .. }, .. } => exit::BUSY,
-            Self::RootFile(_) => exit::CONFIG,
+            Self::Root(_) => exit::CONFIG,
             _ => exit::DATA,
         }
     }
@@ -88,17 +99,19 @@ pub struct Storage {
     /// All access to the rows.
     pub ledger: Arc<Ledger>,
     /// The open store key; it goes to the live keyrings.
-    pub store_key: StoreKey,
+    pub store_keys: StoreKeys,
+    /// The slot that opened it.
+    pub slot: SlotId,
 }
 
-/// Makes a new store with one root slot.
+/// Makes a new store with its root slots, one at least.
 ///
 /// # Errors
 ///
 /// When a file is in the way or cannot be written.
 pub async fn create(
     path: &Path,
-    slot: &FileSlot,
+    slots: &[&dyn RootSlot],
     agent: &str,
     generator: Generator,
 ) -> Result<Storage, StorageError> {
@@ -107,24 +120,31 @@ pub async fn create(
     let mut rng = generator();
     let id = StoreId::generate(&mut *rng);
     let store_key = StoreKey::generate(id, FIRST_EPOCH, &mut *rng);
-    let slot_id = SlotId::generate(&mut *rng);
-    let record = slot
-        .seal(&store_key, slot_id, &mut *rng)
-        .map_err(|source| StorageError::NoSlotOpens { file: "the root key file".to_owned(), source })?;
+    let mut rows = vec![(rows::fixed(rows::META), meta(id))];
+    let mut first = None;
+    for slot in slots {
+        let slot_id = SlotId::generate(&mut *rng);
+        let record = slot
+            .seal(&store_key, slot_id, &mut *rng)
+            .map_err(|source| StorageError::NoSlotOpens { root: slot.kind().to_string(), source })?;
+        rows.push((rows::slot(&slot_id), record.encode()));
+        first.get_or_insert(slot_id);
+    }
+    drop(rng);
     let codec = Codec::new(id, store_key.epoch(), store_key.mac_key());
-    let rows = vec![(rows::fixed(rows::META), meta(id)), (rows::slot(&slot_id), record.encode())];
-    Ledger::create(&store, &codec, &store_key.head_key(), rows, generator).await?;
-    finish(Arc::new(store), codec, store_key, agent, generator).await
+    Ledger::create(&store, codec, store_key.head_key(), rows, generator).await?;
+    let slot = first.expect("a store has a root slot");
+    finish(Arc::new(store), slot, store_key, agent, generator).await
 }
 
-/// Opens a store with a root key file.
+/// Opens a store with the root key that the configuration names.
 ///
 /// # Errors
 ///
 /// When the database is damaged or newer, or no slot opens.
 pub async fn open(
     path: &Path,
-    root: &Path,
+    root: &Root,
     agent: &str,
     generator: Generator,
 ) -> Result<Storage, StorageError> {
@@ -132,23 +152,80 @@ pub async fn open(
         OpenError::NotFound => StorageError::Missing { path: text(path) },
         source => StorageError::Open { path: text(path), source },
     })?;
-    let id = read_meta(&store, path).await?;
-    let slot = FileSlot::open(root)?;
-    let store_key = open_store_key(&store, id, &slot, root).await?;
-    let codec = Codec::new(id, store_key.epoch(), store_key.mac_key());
-    finish(Arc::new(store), codec, store_key, agent, generator).await
+    open_with((Arc::new(store), path), (&*root.slot()?, &root.to_string()), agent, generator).await
 }
 
+/// Opens a store file that is open already with a root slot; the text says to
+/// the operator which.
+///
+/// # Errors
+///
+/// As [`open`].
+pub async fn open_with(
+    (store, path): (Arc<dyn Store>, &Path),
+    (slot, root): (&dyn RootSlot, &str),
+    agent: &str,
+    generator: Generator,
+) -> Result<Storage, StorageError> {
+    let id = read_meta(&*store, path).await?;
+    let records = slots(&*store).await?;
+    let (slot_id, store_key) = match open_any(slot, &records, id) {
+        Ok(opened) => opened,
+        Err(source) => {
+            if slot.kind() == SlotKind::Passphrase {
+                tokio::time::sleep(WRONG_PASSPHRASE_DELAY).await;
+            }
+            return Err(StorageError::NoSlotOpens { root: root.to_owned(), source });
+        }
+    };
+    finish(store, slot_id, store_key, agent, generator).await
+}
+
+/// Reads the root slots of a store, without a key.
+///
+/// # Errors
+///
+/// When the store cannot be read or a slot is damaged.
+pub async fn slots(store: &dyn Store) -> Result<Vec<SlotRecord>, StorageError> {
+    let mut records = Vec::new();
+    for row in store.page_rows(rows::SLOTS, None, MAX_SLOTS).await? {
+        let record = SlotRecord::parse(&row.bytes);
+        let damaged = |source| StorageError::Slot { row: row.name.as_str().to_owned(), source };
+        records.push(record.map_err(damaged)?);
+    }
+    Ok(records)
+}
+
+/// Opens the ledger; if a store-key rotation is under way, with both keys.
 async fn finish(
     store: Arc<dyn Store>,
-    codec: Codec,
+    slot: SlotId,
     store_key: StoreKey,
     agent: &str,
     generator: Generator,
 ) -> Result<Storage, StorageError> {
-    let head_key = store_key.head_key();
-    let ledger = Ledger::open(store, codec, head_key, agent.to_owned(), generator).await?;
-    Ok(Storage { ledger: Arc::new(ledger), store_key })
+    let agent = agent.to_owned();
+    let older = older_key(&*store, &store_key).await?;
+    let (ledger, store_keys) = match older {
+        None => {
+            let codec = Codec::new(store_key.store(), store_key.epoch(), store_key.mac_key());
+            let ledger = Ledger::open(store, codec, store_key.head_key(), agent, generator).await?;
+            (ledger, StoreKeys::new(store_key))
+        }
+        Some(older) => {
+            let ledger = Ledger::open_between(store, &older, &store_key, agent, generator).await?;
+            (ledger, StoreKeys::between(older, store_key))
+        }
+    };
+    Ok(Storage { ledger: Arc::new(ledger), store_keys, slot })
+}
+
+async fn older_key(store: &dyn Store, newer: &StoreKey) -> Result<Option<StoreKey>, StorageError> {
+    let Some(row) = store.page_rows(rows::OLDER_STORE_KEYS, None, 1).await?.pop() else { return Ok(None) };
+    let epoch = newer.epoch().saturating_sub(1);
+    let opened = newer.open_older(epoch, row.name.as_bytes(), &row.bytes);
+    let damaged = |source| StorageError::OlderKey { row: row.name.as_str().to_owned(), source };
+    opened.map(Some).map_err(damaged)
 }
 
 async fn read_meta(store: &dyn Store, path: &Path) -> Result<StoreId, StorageError> {
@@ -162,23 +239,6 @@ async fn read_meta(store: &dyn Store, path: &Path) -> Result<StoreId, StorageErr
         Some((&format, _)) if format > META_FORMAT => Err(StorageError::Newer { path: text(path), format }),
         _ => Err(StorageError::NotInitialised { path: text(path) }),
     }
-}
-
-async fn open_store_key(
-    store: &dyn Store,
-    id: StoreId,
-    slot: &FileSlot,
-    root: &Path,
-) -> Result<StoreKey, StorageError> {
-    let mut records = Vec::new();
-    for row in store.page_rows(rows::SLOTS, None, MAX_SLOTS).await? {
-        let record = SlotRecord::parse(&row.bytes);
-        let damaged = |source| StorageError::Slot { row: row.name.as_str().to_owned(), source };
-        records.push(record.map_err(damaged)?);
-    }
-    let opened = open_any(slot, &records, id);
-    let (_, store_key) = opened.map_err(|source| StorageError::NoSlotOpens { file: text(root), source })?;
-    Ok(store_key)
 }
 
 fn meta(id: StoreId) -> Vec<u8> {

@@ -25,13 +25,19 @@ pub struct Seen {
 /// The witness file of one agent.
 #[derive(Debug, Clone)]
 pub struct Witness {
-    directory: PathBuf,
+    /// `None` sees nothing.
+    directory: Option<PathBuf>,
 }
 
 impl Witness {
     /// The witness in the audit's directory.
     pub fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: Some(directory.to_owned()) }
+    }
+
+    /// A witness that sees nothing: of a copy that is not in place yet.
+    pub fn nowhere() -> Self {
+        Self { directory: None }
     }
 
     /// Reads what was seen; `None` before the first change.
@@ -40,7 +46,8 @@ impl Witness {
     ///
     /// When the file cannot be read or is not a witness.
     pub fn read(&self) -> io::Result<Option<Seen>> {
-        let text = match fs::read_to_string(self.directory.join(FILE)) {
+        let Some(directory) = &self.directory else { return Ok(None) };
+        let text = match fs::read_to_string(directory.join(FILE)) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -54,12 +61,13 @@ impl Witness {
     ///
     /// When the file cannot be written.
     pub fn write(&self, seen: Seen) -> io::Result<()> {
-        let new = self.directory.join("witness.new");
+        let Some(directory) = &self.directory else { return Ok(()) };
+        let new = directory.join("witness.new");
         let mut file = File::create(&new)?;
         writeln!(file, "{} {}", seen.store, seen.count)?;
         file.sync_all()?;
-        fs::rename(&new, self.directory.join(FILE))?;
-        File::open(&self.directory)?.sync_all()
+        fs::rename(&new, directory.join(FILE))?;
+        File::open(directory)?.sync_all()
     }
 }
 

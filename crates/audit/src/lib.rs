@@ -20,10 +20,12 @@ mod writer;
 mod change_log;
 mod data_log;
 mod verify;
+mod done;
 
 pub use chain::{Chain, Head, MAX_LINE};
 pub use change_log::{ChangeLog, OpenIntent};
 pub use data_log::{Call, DataLog, Denial, MAX_DETAILS, MAX_DETAILS_EACH, MAX_IDENTITIES};
+pub use done::{PastChange, PastChanges, past_changes};
 pub use record::{ChangeId, ClusterRef, Event, Intent, InvalidChangeId, Outcome, Recorded};
 pub use verify::{ChainReport, Report, verify, verify_against};
 pub use walk::{Break, Torn, Why};

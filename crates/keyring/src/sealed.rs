@@ -34,6 +34,8 @@ pub enum Kind {
     CaKey = 2,
     /// The store's head: its revision and the set hash of its rows.
     Head = 3,
+    /// The store key of the epoch before, while a rotation of the store key is under way.
+    OlderStoreKey = 4,
 }
 
 /// Where a blob belongs.

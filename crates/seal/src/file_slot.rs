@@ -71,6 +71,16 @@ impl FileSlot {
         slot
     }
 
+    /// Takes a root key from the content of its file, which the caller has read and judged.
+    ///
+    /// For a process that is kept from the file by its own confinement and gets the content from one that is not.
+    #[must_use]
+    pub fn from_content(content: &[u8]) -> Option<Self> {
+        let slot = parse(content).map(|root| Self { root: LockedKey::from_zeroizing(root) });
+        stack::burn();
+        slot
+    }
+
     #[inline(never)]
     fn read(path: &Path, allowed_mode: u32) -> Result<Self, RootFileError> {
         let file = open_no_follow(path)?;

@@ -5,7 +5,7 @@
 //! `info = "fleet-kms/store/1/" ‖ seal | mac | head ‖ store id ‖ epoch u32 BE`,
 //! so that no key is used for two jobs, in two stores, or in two epochs.
 
-use fleet_kms_keyring::sealed::SealKey;
+use fleet_kms_keyring::sealed::{self, Kind, SealContext, SealKey};
 use fleet_kms_keyring::{StoreId, stack};
 use hkdf::Hkdf;
 use rand_core::CryptoRng;
@@ -82,6 +82,27 @@ impl StoreKey {
         LockedKey::filled(|bytes| self.derive(Purpose::Head, bytes))
     }
 
+    /// Seals this key under a later epoch's: what the rows of this epoch need until they are re-sealed.
+    pub fn seal_under(&self, newer: &Self, row: &[u8], rng: &mut dyn CryptoRng) -> Vec<u8> {
+        sealed::seal(&newer.seal_key(), &newer.context_of_older(row), self.expose_secret(), rng)
+    }
+
+    /// Opens the key of an earlier epoch that [`Self::seal_under`] sealed under this one.
+    ///
+    /// # Errors
+    /// When the blob is not that, or not of this row.
+    pub fn open_older(&self, epoch: u32, row: &[u8], blob: &[u8]) -> Result<Self, sealed::OpenError> {
+        let opened = sealed::open(&self.seal_key(), &self.context_of_older(row), blob)?;
+        let bytes: &[u8; 32] =
+            opened.as_slice().try_into().map_err(|_| sealed::OpenError::NotAKey { len: opened.len() })?;
+        let key = LockedKey::filled(|key| key.copy_from_slice(bytes));
+        Ok(Self { key, store: self.store, epoch })
+    }
+
+    fn context_of_older<'a>(&self, row: &'a [u8]) -> SealContext<'a> {
+        SealContext { store: self.store, row, kind: Kind::OlderStoreKey, epoch: self.epoch }
+    }
+
     pub(crate) fn expose_secret(&self) -> &[u8; 32] {
         self.key.expose_secret()
     }
@@ -154,6 +175,20 @@ mod tests {
         let key = StoreKey::danger_from_bytes(STORE, 1, &mut [7; 32]);
         assert_eq!(key.mac_key().expose_secret(), &derived(STORE, 1, 7, Purpose::Mac));
         assert_eq!(key.head_key().expose_secret(), &derived(STORE, 1, 7, Purpose::Head));
+    }
+
+    #[test]
+    fn an_older_key_opens_under_the_newer_one_in_its_own_row_only() {
+        use rand_chacha::ChaCha20Rng;
+        use rand_core::SeedableRng;
+        let mut rng = ChaCha20Rng::from_seed([1; 32]);
+        let older = StoreKey::danger_from_bytes(STORE, 1, &mut [7; 32]);
+        let newer = StoreKey::danger_from_bytes(STORE, 2, &mut [8; 32]);
+        let blob = older.seal_under(&newer, b"store-key/1", &mut rng);
+        let opened = newer.open_older(1, b"store-key/1", &blob).ok().unwrap();
+        assert_eq!((opened.expose_secret(), opened.epoch()), (&[7; 32], 1));
+        assert!(newer.open_older(1, b"store-key/2", &blob).is_err());
+        assert!(older.open_older(1, b"store-key/1", &blob).is_err());
     }
 
     #[test]

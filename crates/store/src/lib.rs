@@ -25,7 +25,7 @@ pub use changes::Changes;
 pub use error::{BoxError, CommitError, ReadError};
 pub use memory::MemoryStore;
 pub use row::{InvalidRowName, Revision, Row, RowName};
-pub use sqlite::{BackupError, BackupReport, OpenError, SqliteStore};
+pub use sqlite::{BackupError, BackupReport, OpenError, Replacement, SqliteStore};
 pub use txn::{MAX_BYTES, MAX_CONDITIONS, MAX_OPERATIONS, MAX_PAGE, Operation, Refusal, Txn, TxnParts};
 
 /// Durable rows, changed by whole transactions under conditions on revisions.

@@ -23,6 +23,7 @@ mod lock;
 mod reader;
 mod writer;
 mod backup;
+mod replace;
 
 use lock::StoreLock;
 use reader::Reader;
@@ -30,6 +31,7 @@ use writer::{Writer, WriterJob};
 
 pub use backup::{BackupError, BackupReport};
 pub use file::OpenError;
+pub use replace::Replacement;
 
 /// Threads that read; more would only queue at the same disk.
 const READERS: usize = 2;

@@ -134,6 +134,9 @@ impl From<CreateError> for Refused {
             CreateError::Exists(_) => Self::new(Code::AlreadyExists, text, "choose another name"),
             CreateError::Keys(error) => error.into(),
             CreateError::Ledger(error) => error.into(),
+            CreateError::NoBackup(_) => {
+                Self::new(Code::Unavailable, text, "make a backup: look at the agent's log")
+            }
         }
     }
 }
@@ -158,6 +161,9 @@ impl From<KeyChangeError> for Refused {
             KeyChangeError::Keyring(_) => internal(&text),
             KeyChangeError::Keys(error) => error.into(),
             KeyChangeError::Ledger(error) => error.into(),
+            KeyChangeError::NoBackup(_) => {
+                Self::new(Code::Unavailable, text, "make a backup: look at the agent's log")
+            }
         }
     }
 }

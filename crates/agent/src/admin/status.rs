@@ -41,7 +41,7 @@ pub(super) async fn show(call: Call) -> Result<Json<Status>, Refused> {
         nodes,
         next_rotations,
         expiring_certificates,
-        last_verified_backup: None,
+        last_verified_backup: agent.backups.last().map(|(at, _)| at.into()),
     }))
 }
 
@@ -123,6 +123,18 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
     if let Some(why) = agent.changes.unconfirmed() {
         let remedy = "on the agent's host, run `kms-agent restore --confirm`";
         warnings.push(warning("recovered_unconfirmed", why.to_string(), remedy));
+    }
+    let rolled_back = agent.rolled_back.clusters();
+    if !rolled_back.is_empty() {
+        let text = format!(
+            "store_rolled_back: {} clusters have values of versions that this store has not activated",
+            rolled_back.len()
+        );
+        warnings.push(warning(
+            "store_rolled_back",
+            text,
+            "find out who put an old copy in place; see docs/operations/backup-and-restore.md",
+        ));
     }
     if clusters.overdue > 0 {
         let text = format!("the rotation of {} is late", clusters_in_words(clusters.overdue));

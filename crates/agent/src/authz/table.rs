@@ -143,6 +143,12 @@ table! {
     ScheduledRotation = "internal:schedule" => [Who::Internal("schedule")],
     /// Read a cluster's keyring into memory.
     Load = "internal:load" => [Who::Internal("load")],
+    /// Rotate a cluster fresh because its store was, or may be, an old copy.
+    Recovery = "internal:recovery" => [Who::Internal("recovery")],
+    /// Copy the store and look whether every key in the copy opens.
+    Backup = "internal:backup" => [Who::Internal("backup")],
+    /// Add, test and remove root slots, and rotate the store key.
+    Slots = "internal:slots" => [Who::Internal("slots")],
     /// Open and seal the private keys of the fleet CA.
     Authority = "internal:authority" => [Who::Internal("authority")],
 }

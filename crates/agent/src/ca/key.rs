@@ -7,6 +7,7 @@
 //! neither locked nor guarded, so core dumps must stay off. The extra parse
 //! costs a few tens of microseconds beside a transaction of milliseconds.
 
+use arc_swap::ArcSwapOption;
 use fleet_kms_seal::LockedKey;
 use rcgen::{CertificateParams, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -28,7 +29,8 @@ const POINT: usize = 65;
 
 /// A private key of which only the scalar stays in memory.
 pub(super) struct CaKey {
-    scalar: LockedKey,
+    /// `None` once the agent is locked.
+    scalar: ArcSwapOption<LockedKey>,
     point: [u8; POINT],
 }
 
@@ -37,7 +39,7 @@ impl CaKey {
     pub(super) fn from_pkcs8(document: &[u8]) -> Result<Self, SignError> {
         let (scalar, point) = split(document).ok_or(SignError::Key)?;
         let scalar = LockedKey::from_zeroizing(Zeroizing::new(*scalar));
-        let key = Self { scalar, point: *point };
+        let key = Self { scalar: ArcSwapOption::from_pointee(scalar), point: *point };
         // AWS-LC checks that the point is the scalar's.
         key.open().map(|_| key)
     }
@@ -49,13 +51,19 @@ impl CaKey {
 
     /// Makes the key usable; drop it after the signature.
     pub(super) fn open(&self) -> Result<Zeroizing<KeyPair>, SignError> {
+        let scalar = self.scalar.load_full().ok_or(SignError::Locked)?;
         let document = Zeroizing::new(
-            [BEFORE_SCALAR, self.scalar.expose_secret().as_slice(), BEFORE_POINT, &self.point].concat(),
+            [BEFORE_SCALAR, scalar.expose_secret().as_slice(), BEFORE_POINT, &self.point].concat(),
         );
         let document = PrivatePkcs8KeyDer::from(document.as_slice());
         // The cause is dropped: it might quote the document.
         let key = KeyPair::from_pkcs8_der_and_sign_algo(&document, &PKCS_ECDSA_P256_SHA256);
         key.map(Zeroizing::new).map_err(|_| SignError::Key)
+    }
+
+    /// Wipes the key: it signs nothing from then on.
+    pub(super) fn wipe(&self) {
+        self.scalar.store(None);
     }
 
     /// Signs a certificate whose issuer is `issuer` (DER); returns its DER.

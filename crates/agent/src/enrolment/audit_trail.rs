@@ -85,6 +85,12 @@ pub(super) fn renew_denied(shown: &Certificate, denied: Denied) -> Event {
     refusal(if clone { "identity_clone" } else { "renew_refused" }, shown, denied.label())
 }
 
+pub(super) fn readopt(shown: &Certificate) -> Intent {
+    Intent::new("identity_readopt", AGENT)
+        .target(shown.id().to_string())
+        .detail("serial", shown.serial().to_string())
+}
+
 pub(super) fn promote(id: &SpiffeId, serial: &Serial) -> Intent {
     Intent::new("promote", AGENT).target(id.to_string()).detail("serial", serial.to_string())
 }

@@ -26,6 +26,7 @@ use crate::times::{from_ms, to_ms};
 mod ban;
 mod direct;
 mod join;
+mod readopt;
 mod renew;
 
 pub use ban::NodeChangeError;

@@ -228,6 +228,7 @@ impl Rig {
         let csr = Csr::from_der(&key.csr_der().unwrap()).unwrap();
         let stale = LiveIdentities::default();
         stale.publish(LiveIdentity {
+            readopted: None,
             id: shown.id().clone(),
             revision: Revision::ABSENT,
             current: Some(Issued {
@@ -264,7 +265,7 @@ pub(crate) async fn load(ledger: &Ledger) -> Result<Authorities, ca::LoadError> 
 async fn changes(directory: &std::path::Path, store: &Arc<Flaky>, clock: &Arc<AtomicU64>) -> Changes {
     let codec = || Codec::new(STORE, EPOCH, locked(1));
     let shared: Arc<dyn Store> = Arc::<Flaky>::clone(store);
-    Ledger::create(&*shared, &codec(), &locked(2), Vec::new(), generator).await.unwrap();
+    Ledger::create(&*shared, codec(), locked(2), Vec::new(), generator).await.unwrap();
     let ledger = Ledger::open(shared, codec(), locked(2), "agent-1".to_owned(), generator).await.unwrap();
     let log = ChangeLog::open(directory).unwrap();
     let clock = Arc::clone(clock);

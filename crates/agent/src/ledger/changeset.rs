@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use fleet_kms_store::{Revision, Row, RowName, Txn};
 
+use super::Keys;
 use super::head::Head;
 use crate::records::{Codec, Payload, Record};
 
@@ -89,10 +90,10 @@ impl Changeset {
     }
 
     /// Moves `head` from the old rows to the new ones.
-    pub(super) fn toggle_elements(&self, head: &mut Head, codec: &Codec) {
+    pub(super) fn toggle_elements(&self, head: &mut Head, keys: &Keys) {
         for write in &self.writes {
             for bytes in [&write.old, &write.new].into_iter().flatten() {
-                head.toggle(&codec.element(&write.row, bytes));
+                head.toggle(keys, &write.row, bytes);
             }
         }
     }

@@ -7,11 +7,10 @@
 //! so a set with the same hash cannot be looked for.
 
 use fleet_kms_keyring::sealed::{self, SealKey};
-use fleet_kms_seal::LockedKey;
 use fleet_kms_store::{ReadError, Revision, RowName, Store};
 
-use super::{PAGE, head_context, seal_with};
-use crate::records::{Codec, rows};
+use super::{Keys, PAGE, head_context, seal_with};
+use crate::records::rows;
 
 const LENGTH: usize = 8 + 32;
 
@@ -27,6 +26,9 @@ pub enum HeadError {
     /// The row is not this store's.
     #[error("the store's head does not open: it was edited or comes from another store; restore a backup")]
     Altered,
+    /// `kms-agent lock` wiped the keys.
+    #[error("the agent is locked; restart it to unlock it")]
+    Locked,
 }
 
 /// What comparing head and rows found.
@@ -43,25 +45,32 @@ pub enum Integrity {
 pub(super) struct Head {
     count: u64,
     set: [u8; 32],
+    /// The epoch whose keys the set hash and the sealed row are under.
+    epoch: u32,
     row_revision: Revision,
 }
 
 impl Head {
     /// The head of an empty store.
-    pub(super) fn empty() -> Self {
-        Self { count: 0, set: [0; 32], row_revision: Revision::ABSENT }
+    pub(super) fn empty(epoch: u32) -> Self {
+        Self { count: 0, set: [0; 32], epoch, row_revision: Revision::ABSENT }
     }
 
     /// Reads and opens the head.
-    pub(super) async fn load(store: &dyn Store, codec: &Codec, key: &LockedKey) -> Result<Self, HeadError> {
+    pub(super) async fn load(store: &dyn Store, keys: &Keys) -> Result<Self, HeadError> {
+        if keys.are_locked() {
+            return Err(HeadError::Locked);
+        }
         let row = store.get(&rows::fixed(rows::HEAD)).await?.ok_or(HeadError::Missing)?;
-        let context = head_context(codec, codec.epoch());
+        let epoch = sealed::epoch_of(&row.bytes).map_err(|_| HeadError::Altered)?;
+        let key = keys.head(epoch).ok_or(HeadError::Altered)?;
+        let context = head_context(keys.codec(), epoch);
         let key = SealKey::from_bytes(&mut key.expose_secret().clone());
         let opened = sealed::open(&key, &context, &row.bytes).map_err(|_| HeadError::Altered)?;
         let bytes: &[u8; LENGTH] = opened.as_slice().try_into().map_err(|_| HeadError::Altered)?;
         let (count, set) = bytes.split_first_chunk::<8>().expect("the length is fixed");
         let set = set.try_into().expect("the length is fixed");
-        Ok(Self { count: u64::from_be_bytes(*count), set, row_revision: row.revision })
+        Ok(Self { count: u64::from_be_bytes(*count), set, epoch, row_revision: row.revision })
     }
 
     /// Returns the head that follows, with the same rows.
@@ -69,23 +78,43 @@ impl Head {
         Self { count: self.count + 1, ..self.clone() }
     }
 
-    /// Adds an element to the set, or takes it away.
-    pub(super) fn toggle(&mut self, element: &[u8; 32]) {
+    /// Adds a row to the set, or takes it away.
+    pub(super) fn toggle(&mut self, keys: &Keys, row: &RowName, stored: &[u8]) {
+        let element = keys.codec().element(self.epoch, row, stored);
         for (byte, other) in self.set.iter_mut().zip(element) {
             *byte ^= other;
         }
     }
 
-    pub(super) fn seal(&self, codec: &Codec, key: &LockedKey, rng: &mut dyn rand_core::CryptoRng) -> Vec<u8> {
+    pub(super) fn seal(&self, keys: &Keys, rng: &mut dyn rand_core::CryptoRng) -> Vec<u8> {
+        let key = keys.head(self.epoch).expect("the head's epoch is open");
         let mut bytes = [0; LENGTH];
         let (count, set) = bytes.split_at_mut(8);
         count.copy_from_slice(&self.count.to_be_bytes());
         set.copy_from_slice(&self.set);
-        seal_with(key, &head_context(codec, codec.epoch()), &bytes, rng)
+        seal_with(key, &head_context(keys.codec(), self.epoch), &bytes, rng)
     }
 
     pub(super) fn count(&self) -> u64 {
         self.count
+    }
+
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Returns the head that describes the rows that are there, under `epoch`,
+    /// with a count that is above this one's and above `count`.
+    pub(super) async fn of_rows(
+        &self,
+        store: &dyn Store,
+        keys: &Keys,
+        epoch: u32,
+        count: u64,
+    ) -> Result<Self, HeadError> {
+        let (set, _) = set_of_rows(store, keys, epoch).await?;
+        let count = self.count.max(count) + 1;
+        Ok(Self { count, set, epoch, row_revision: self.row_revision })
     }
 
     pub(super) fn row_revision(&self) -> Revision {
@@ -97,24 +126,29 @@ impl Head {
     }
 
     /// Reads every row and compares.
-    pub(super) async fn check(&self, store: &dyn Store, codec: &Codec) -> Result<Integrity, HeadError> {
-        let mut found = Self::empty();
-        let mut rows = 0;
-        let mut after: Option<RowName> = None;
-        loop {
-            let page = store.page_rows("", after.as_ref(), PAGE).await?;
-            let full = page.len() == PAGE;
-            for row in page {
-                if row.name.as_str() != rows::HEAD {
-                    found.toggle(&codec.element(&row.name, &row.bytes));
-                    rows += 1;
-                }
-                after = Some(row.name);
+    pub(super) async fn check(&self, store: &dyn Store, keys: &Keys) -> Result<Integrity, HeadError> {
+        let (set, rows) = set_of_rows(store, keys, self.epoch).await?;
+        Ok(if set == self.set { Integrity::Intact { rows } } else { Integrity::Broken { rows } })
+    }
+}
+
+/// Reads every row; returns the set hash and the number of rows.
+async fn set_of_rows(store: &dyn Store, keys: &Keys, epoch: u32) -> Result<([u8; 32], usize), HeadError> {
+    let mut found = Head::empty(epoch);
+    let mut rows = 0;
+    let mut after: Option<RowName> = None;
+    loop {
+        let page = store.page_rows("", after.as_ref(), PAGE).await?;
+        let full = page.len() == PAGE;
+        for row in page {
+            if row.name.as_str() != rows::HEAD {
+                found.toggle(keys, &row.name, &row.bytes);
+                rows += 1;
             }
-            if !full {
-                break;
-            }
+            after = Some(row.name);
         }
-        Ok(if found.set == self.set { Integrity::Intact { rows } } else { Integrity::Broken { rows } })
+        if !full {
+            return Ok((found.set, rows));
+        }
     }
 }

@@ -6,13 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use fleet_kms_keyring::sealed::{self, Kind};
+use fleet_kms_keyring::sealed::Kind;
 use fleet_kms_keyring::{ClusterId, State, Version};
-use fleet_kms_seal::StoreKey;
 use fleet_kms_store::{ReadError, Row, RowName};
 
-use super::{LiveCluster, LiveKeyrings, SealedKek, Snapshot, context, open_kek};
-use crate::authz::{Permit, actions};
+use super::{KeysError, LiveCluster, LiveKeyrings, SealedKek, Snapshot, StoreKeys};
+use crate::authz::{FleetPermit, Permit, actions};
 use crate::ledger::{Generator, Ledger, LedgerError};
 use crate::records::keyring::{self, KeyringError};
 use crate::records::payload::KeyringRecord;
@@ -30,6 +29,9 @@ pub enum LoadError {
     /// A keyring record contradicts itself.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
 }
 
 impl From<ReadError> for LoadError {
@@ -63,6 +65,15 @@ impl Reread {
     }
 }
 
+/// What a copy of the store holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// The highest version of each cluster.
+    pub highest: Vec<(ClusterId, Version)>,
+    /// How many versions that are not destroyed.
+    pub versions: usize,
+}
+
 /// A KEK that did not open at start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DamagedKek {
@@ -81,33 +92,42 @@ impl LiveKeyrings {
     /// When the store cannot be read or a record is damaged.
     pub async fn load(
         ledger: &Ledger,
-        store_key: StoreKey,
+        store_keys: StoreKeys,
         generator: Generator,
     ) -> Result<(Self, Vec<DamagedKek>), LoadError> {
         let mut clusters = HashMap::new();
         let mut damaged = Vec::new();
-        let mut keks: HashMap<String, Row> = ledger
-            .scan_rows(rows::KEKS)
-            .await?
-            .into_iter()
-            .map(|row| (row.name.as_str().to_owned(), row))
-            .collect();
-        for record in ledger.scan::<KeyringRecord>(rows::KEYRINGS).await? {
-            let id = keyring::cluster_of(&record)?;
-            let snapshot = assemble(&record, id, &mut |name| keks.remove(name))?;
-            for version in unopened(&snapshot, &store_key) {
-                let row = rows::kek(&id, version);
-                tracing::error!(cluster = %id, %version, row = row.as_str(), "a stored key does not open");
-                damaged.push(DamagedKek { cluster: id, version });
-            }
+        for (id, snapshot) in read_all(ledger).await? {
+            note_damage(id, &snapshot, &store_keys, &mut damaged);
             clusters.insert(id, Arc::new(LiveCluster::new(snapshot)));
         }
         let live = Self {
-            store_key: ArcSwapOption::from_pointee(store_key),
+            store_keys: ArcSwapOption::from_pointee(store_keys),
             clusters: ArcSwap::from_pointee(clusters),
             generator,
         };
         Ok((live, damaged))
+    }
+
+    /// Opens every version of a copy of this store.
+    ///
+    /// # Errors
+    ///
+    /// When the agent is locked, or the copy cannot be read.
+    pub async fn open_copy(
+        &self,
+        _permit: &FleetPermit<actions::Backup>,
+        copy: &Ledger,
+    ) -> Result<(Held, Vec<DamagedKek>), LoadError> {
+        let mut held = Held::default();
+        let mut damaged = Vec::new();
+        for (id, snapshot) in read_all(copy).await? {
+            let store_keys = self.store_keys.load_full().ok_or(KeysError::Locked)?;
+            note_damage(id, &snapshot, &store_keys, &mut damaged);
+            held.versions += snapshot.keks.len();
+            held.highest.push((id, snapshot.keyring.next().version));
+        }
+        Ok((held, damaged))
     }
 
     /// Reads a cluster's keyring again because a caller named a key id that is
@@ -135,6 +155,26 @@ impl LiveKeyrings {
         }
         self.publish(cluster, read_snapshot(ledger, &record, cluster).await?);
         Ok(Reloaded::Newer)
+    }
+}
+
+/// Reads every keyring with its KEKs.
+async fn read_all(ledger: &Ledger) -> Result<Vec<(ClusterId, Snapshot)>, LoadError> {
+    let keks = ledger.scan_rows(rows::KEKS).await?.into_iter();
+    let mut keks: HashMap<String, Row> = keks.map(|row| (row.name.as_str().to_owned(), row)).collect();
+    let mut snapshots = Vec::new();
+    for record in ledger.scan::<KeyringRecord>(rows::KEYRINGS).await? {
+        let id = keyring::cluster_of(&record)?;
+        snapshots.push((id, assemble(&record, id, &mut |name| keks.remove(name))?));
+    }
+    Ok(snapshots)
+}
+
+fn note_damage(id: ClusterId, snapshot: &Snapshot, store_keys: &StoreKeys, damaged: &mut Vec<DamagedKek>) {
+    for version in unopened(snapshot, store_keys) {
+        let row = rows::kek(&id, version);
+        tracing::error!(cluster = %id, %version, row = row.as_str(), "a stored key does not open");
+        damaged.push(DamagedKek { cluster: id, version });
     }
 }
 
@@ -173,15 +213,11 @@ fn assemble(
 /// # Errors
 ///
 /// When the store cannot be read.
-pub async fn unopened_rows(ledger: &Ledger, store_key: &StoreKey) -> Result<Vec<RowName>, ReadError> {
+pub async fn unopened_rows(ledger: &Ledger, store_keys: &StoreKeys) -> Result<Vec<RowName>, ReadError> {
     let mut unopened = Vec::new();
     for (prefix, kind) in [(rows::KEKS, Kind::Kek), (rows::AUTHORITY_KEYS, Kind::CaKey)] {
         for row in ledger.scan_rows(prefix).await? {
-            let opens = sealed::epoch_of(&row.bytes).is_ok_and(|epoch| {
-                let context = context(store_key, &row.name, kind, epoch);
-                sealed::open(&store_key.seal_key(), &context, &row.bytes).is_ok()
-            });
-            if !opens {
+            if store_keys.open(&row.name, kind, &row.bytes).is_err() {
                 unopened.push(row.name);
             }
         }
@@ -190,9 +226,9 @@ pub async fn unopened_rows(ledger: &Ledger, store_key: &StoreKey) -> Result<Vec<
 }
 
 /// The versions whose KEK is missing or does not open.
-fn unopened(snapshot: &Snapshot, store_key: &StoreKey) -> Vec<Version> {
+pub(super) fn unopened(snapshot: &Snapshot, store_keys: &StoreKeys) -> Vec<Version> {
     let kept = snapshot.keyring.versions().iter().filter(|version| version.state != State::Destroyed);
     kept.map(|version| version.version)
-        .filter(|version| snapshot.keks.get(version).is_none_or(|kek| open_kek(store_key, kek).is_err()))
+        .filter(|version| snapshot.keks.get(version).is_none_or(|kek| store_keys.open_kek(kek).is_err()))
         .collect()
 }

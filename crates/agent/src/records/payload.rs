@@ -96,6 +96,9 @@ pub struct IdentityRecord {
     /// SHA-256 of the join token that made this identity, if one did.
     #[prost(bytes = "vec", tag = "8")]
     pub token: Vec<u8>,
+    /// When a certificate from before a restore was last taken as current.
+    #[prost(uint64, tag = "9")]
+    pub readopted_ms: u64,
 }
 
 /// One certificate that an identity may use.
@@ -188,6 +191,41 @@ pub struct IssuedRecord {
     pub last: u64,
 }
 
+/// The last restore (`restored`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RestoredRecord {
+    #[prost(uint64, tag = "1")]
+    pub restored_ms: u64,
+    /// The last issue number in what was restored.
+    #[prost(uint64, tag = "2")]
+    pub issued_before: u64,
+    /// Issue numbers above this one were given after the restore.
+    #[prost(uint64, tag = "3")]
+    pub issued_floor: u64,
+}
+
+/// The last verified backup (`backup`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct BackupRecord {
+    #[prost(uint64, tag = "1")]
+    pub verified_ms: u64,
+    #[prost(string, tag = "2")]
+    pub file: String,
+}
+
+/// What is known of a root slot (`slot-note/<id>`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SlotNote {
+    #[prost(uint64, tag = "1")]
+    pub added_ms: u64,
+    /// When it last opened the store.
+    #[prost(uint64, tag = "2")]
+    pub verified_ms: u64,
+    /// Where its root key was, in the operator's words; no secret.
+    #[prost(string, tag = "3")]
+    pub label: String,
+}
+
 /// A change as its store transaction carries it (`change/<id>`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ChangeRecord {
@@ -218,5 +256,8 @@ payloads! {
     TokenRecord => "a join token",
     AuthorityRecord => "a certificate authority",
     IssuedRecord => "the issue number",
+    RestoredRecord => "the last restore",
+    BackupRecord => "the last backup",
+    SlotNote => "a root slot's note",
     ChangeRecord => "a change",
 }

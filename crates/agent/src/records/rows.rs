@@ -28,6 +28,14 @@ pub const TOKENS: &str = "token/";
 pub const AUTHORITIES: &str = "ca/";
 /// Prefix of the certificate authorities' sealed keys.
 pub const AUTHORITY_KEYS: &str = "ca-key/";
+/// Prefix of the store keys of earlier epochs, while a rotation is under way.
+pub const OLDER_STORE_KEYS: &str = "store-key/";
+/// When the store was last restored, and from which issue number on.
+pub const RESTORED: &str = "restored";
+/// The last verified backup.
+pub const BACKUP: &str = "backup";
+/// Prefix of what is known of the root slots beyond the slots themselves.
+pub const SLOT_NOTES: &str = "slot-note/";
 /// Prefix of the changes whose outcome is not yet in the audit.
 pub const CHANGES: &str = "change/";
 
@@ -93,6 +101,16 @@ pub fn authority_key(kind: &str, generation: u32) -> RowName {
 /// One root slot.
 pub fn slot(id: &SlotId) -> RowName {
     row(format!("{SLOTS}{id}"))
+}
+
+/// What is known of a root slot beyond the slot itself.
+pub fn slot_note(id: &SlotId) -> RowName {
+    row(format!("{SLOT_NOTES}{id}"))
+}
+
+/// The store key of an earlier epoch, while a rotation is under way.
+pub fn older_store_key(epoch: u32) -> RowName {
+    row(format!("{OLDER_STORE_KEYS}{epoch:010}"))
 }
 
 /// One change, until its outcome is in the audit.

@@ -143,6 +143,7 @@ impl Issuer {
             roles: grant.roles.clone(),
             scope: grant.scope.clone(),
             token: Vec::new(),
+            readopted_ms: 0,
         };
         let record = write_identity(&mut changeset, id, before.as_ref(), after);
         Ok((changeset, (issued, record)))

@@ -205,6 +205,7 @@ impl Issuer {
             roles: Vec::new(),
             scope: Vec::new(),
             token: join.token_sha256.to_vec(),
+            readopted_ms: 0,
         };
         let record = write_identity(&mut changeset, &id, before.as_ref(), after);
         Ok((changeset, (issued, Some(record))))
