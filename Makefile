@@ -1,5 +1,5 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi
+.PHONY: help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi crash
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -54,3 +54,8 @@ proto-check: proto ## fail when the generated code differs from proto/
 
 openapi: ## write docs/openapi.json from the admin API's types
 	UPDATE_OPENAPI=1 cargo test -q -p fleet-kms-admin-api the_document_in_the_tree
+
+crash: ## crash trials on the built agent: every disk operation in order, then N=1000 random ones (SEED=1)
+	cargo build -p fleet-kms-agent
+	FLEET_KMS_CRASH_TRIALS=$(or $(N),1000) FLEET_KMS_CRASH_SEED=$(or $(SEED),1) \
+		cargo test -p fleet-kms-tests --test crash -- --nocapture --test-threads=1

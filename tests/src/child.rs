@@ -26,7 +26,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const LOG_TAIL_LINES: usize = 30;
 
 /// What to start: kept, so that the same program can be started again.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Spec {
     name: String,
     program: PathBuf,

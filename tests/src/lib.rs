@@ -16,3 +16,4 @@ pub mod programs;
 pub mod fleet;
 pub mod stored;
 pub mod control_plane;
+pub mod crash;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use fleet_kms_audit::{ChangeLog, DataLog};
+use fleet_kms_audit::{ChangeLog, DataLog, LogError};
 use fleet_kms_identity::{KeyPair, KeyPairError, Serial, SpiffeId, Subject, TrustDomain};
 use fleet_kms_process::exit;
 use fleet_kms_transport::{Clock, LiveIdentity, LiveIdentityError, Roots, RootsError};
@@ -59,11 +59,11 @@ pub enum OpenError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
     /// The audit cannot be used.
-    #[error("cannot use the audit in {path}")]
+    #[error("cannot use the audit in {path} (audit.directory); it must be writable for this process's user")]
     Audit {
         path: String,
         #[source]
-        source: fleet_kms_audit::LogError,
+        source: LogError,
     },
     /// The witness cannot be read.
     #[error(
@@ -111,13 +111,14 @@ impl OpenError {
     /// Returns the exit status.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Audit { source: LogError::InUse(_), .. } => exit::BUSY,
+            Self::Audit { source: LogError::Io(_), .. } => exit::FAILURE,
+            Self::Audit { .. } => exit::DATA,
             Self::Storage(error) => error.exit_code(),
             Self::Head(_) | Self::Keyrings(_) | Self::Identities(_) | Self::Clusters(_) => exit::DATA,
-            Self::Authorities(_)
-            | Self::RenewAuthorities(_)
-            | Self::Ledger(_)
-            | Self::Audit { .. }
-            | Self::Witness { .. } => exit::DATA,
+            Self::Authorities(_) | Self::RenewAuthorities(_) | Self::Ledger(_) | Self::Witness { .. } => {
+                exit::DATA
+            }
             Self::OwnCertificate(_) => exit::FAILURE,
         }
     }

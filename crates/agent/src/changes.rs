@@ -4,7 +4,6 @@
 //! carries the change's id, so that after a crash or a lost reply the outcome
 //! of each open intent is looked up, never guessed.
 
-use std::fmt::Display;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +13,7 @@ use fleet_kms_audit::{ChangeId, ChangeLog, LogError, Outcome};
 use fleet_kms_store::Revision;
 use fleet_kms_transport::Clock;
 
+use crate::errors::chain;
 use crate::ledger::{Changeset, Generator, Ledger, LedgerError, Mark, WriteError};
 use crate::trail::{Event, Intent};
 use crate::witness::{Seen, Witness};
@@ -248,6 +248,6 @@ async fn off_runtime<T: Send + 'static>(
     joined.map_err(|error| LogError::Io(io::Error::other(error)))?
 }
 
-fn report(what: &str, error: &dyn Display) {
-    tracing::error!(%error, "{what} could not be recorded in the audit");
+fn report(what: &str, error: &dyn std::error::Error) {
+    tracing::error!(error = chain(error), "{what} could not be recorded in the audit's directory");
 }

@@ -172,14 +172,15 @@ impl TryFrom<RawConfig> for Config {
             rotation: rotation
                 .map_err(|error| invalid("rotation.period", error, "use 1h to 3650days, such as 30days"))?
                 .unwrap_or_default(),
-            log_format: log
-                .format
-                .parse()
-                .map_err(|error| invalid("log.format", error, "use \"text\" or \"json\""))?,
-            log_filter: log
-                .filter
-                .parse()
-                .map_err(|error| invalid("log.filter", error, "use a level such as \"info\""))?,
+            log_format: log.format.parse().map_err(|_| {
+                let problem = format!("`{}` is no log format", log.format);
+                InvalidKey::new("log.format", problem, "write \"text\" or \"json\"")
+            })?,
+            log_filter: log.filter.parse().map_err(|_| {
+                let remedy =
+                    "write a level, such as info, or levels by module, such as info,fleet_kms_agent=debug";
+                InvalidKey::new("log.filter", "cannot be parsed", remedy)
+            })?,
         })
     }
 }

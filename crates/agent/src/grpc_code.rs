@@ -76,3 +76,6 @@ impl From<DataError> for Status {
         status(code, reason, error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,5 +39,6 @@ pub mod records;
 pub mod storage;
 pub mod witness;
 pub mod init;
+pub mod check_store;
 pub mod times;
 pub mod errors;

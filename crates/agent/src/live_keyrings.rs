@@ -24,7 +24,7 @@ use crate::records::rows;
 
 mod load;
 
-pub use load::{LoadError, Reloaded};
+pub use load::{LoadError, Reloaded, unopened_rows};
 
 /// A KEK as it is stored: sealed under the store key, bound to its row.
 #[derive(Debug, Clone)]

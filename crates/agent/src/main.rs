@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use fleet_kms_agent::config::{self, Config, RawConfig};
 use fleet_kms_agent::errors::chain;
-use fleet_kms_agent::{init, serve};
+use fleet_kms_agent::{check_store, init, serve};
 use fleet_kms_identity::Name;
 use fleet_kms_process::{exit, runtime};
 
@@ -97,7 +97,7 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::CheckStore { config } => {
             let config = config.load()?;
-            let report = block_on(serve::check_store(&config, generator))?
+            let report = block_on(check_store::run(&config, generator))?
                 .map_err(|error| Failure { code: error.exit_code(), text: chain(&error) })?;
             println!("{report}");
             Ok(())

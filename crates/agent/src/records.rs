@@ -124,8 +124,23 @@ impl Codec {
     /// When the bytes are not what this store wrote to this row; see
     /// [`RecordError`].
     pub fn decode<P: Payload>(&self, row: Row) -> Result<Record<P>, RecordError> {
-        let name = || row.name.as_str().to_owned();
         let what = P::WHAT;
+        let (seq, payload) = self.authenticate(&row, what)?;
+        let payload = P::decode(payload).map_err(|source| {
+            let row = row.name.as_str().to_owned();
+            RecordError::Payload { row, what, source }
+        })?;
+        Ok(Record { row: row.name, revision: row.revision, seq, payload, stored: row.bytes })
+    }
+
+    /// Says whether `row` holds a record of this store, of whatever kind.
+    pub fn is_authentic(&self, row: &Row) -> bool {
+        self.authenticate(row, "a record").is_ok()
+    }
+
+    /// Checks format and tag; returns seq and payload.
+    fn authenticate<'a>(&self, row: &'a Row, what: &'static str) -> Result<(u64, &'a [u8]), RecordError> {
+        let name = || row.name.as_str().to_owned();
         let (body, tag) = row
             .bytes
             .split_last_chunk::<TAG>()
@@ -143,10 +158,7 @@ impl Codec {
             epoch,
         })?;
         mac.verify_slice(tag).map_err(|_| RecordError::Tag { row: name(), what })?;
-        let payload =
-            P::decode(payload).map_err(|source| RecordError::Payload { row: name(), what, source })?;
-        let seq = u64::from_be_bytes(seq);
-        Ok(Record { row: row.name, revision: row.revision, seq, payload, stored: row.bytes })
+        Ok((u64::from_be_bytes(seq), payload))
     }
 
     /// Returns a row's element of the head's set hash: a PRF of name and bytes

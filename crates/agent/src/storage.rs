@@ -39,6 +39,9 @@ pub enum StorageError {
     /// The first transaction failed.
     #[error("the new store could not be written")]
     Write(#[from] CommitError),
+    /// There is no such file.
+    #[error("there is no store {path} (store.path); run kms-agent init, or restore a backup")]
+    Missing { path: String },
     /// The `meta` row is missing or not of this format.
     #[error("{path} is not an initialised store; run kms-agent init, or restore a backup")]
     NotInitialised { path: String },
@@ -56,7 +59,9 @@ pub enum StorageError {
         source: MalformedSlotRecord,
     },
     /// The slot does not seal or open.
-    #[error("{file} does not open the store; use the root key file that `kms-agent init` made")]
+    #[error(
+        "{file} does not open the store; use the root key file that `kms-agent init` made; if it is that one, the store was altered: restore a backup"
+    )]
     NoSlotOpens {
         file: String,
         #[source]
@@ -123,8 +128,10 @@ pub async fn open(
     agent: &str,
     generator: Generator,
 ) -> Result<Storage, StorageError> {
-    let opened = SqliteStore::open(path);
-    let store = opened.map_err(|source| StorageError::Open { path: text(path), source })?;
+    let store = SqliteStore::open(path).map_err(|source| match source {
+        OpenError::NotFound => StorageError::Missing { path: text(path) },
+        source => StorageError::Open { path: text(path), source },
+    })?;
     let id = read_meta(&store, path).await?;
     let slot = FileSlot::open(root)?;
     let store_key = open_store_key(&store, id, &slot, root).await?;

@@ -218,7 +218,7 @@ pub enum LoadError {
         source: KeyPairError,
     },
     /// A certificate file holds no certificates.
-    #[error("{} cannot be used", path.display())]
+    #[error("{} cannot be used; enrol this node again", path.display())]
     Certificate {
         /// The file.
         path: PathBuf,

@@ -283,6 +283,24 @@ mod tests {
     }
 
     #[test]
+    fn a_value_of_the_wrong_form_says_which_form_is_right() {
+        #[derive(Debug, Deserialize)]
+        struct Forms {
+            #[serde(default)]
+            _address: Option<std::net::SocketAddr>,
+            #[serde(default)]
+            _peers: Vec<String>,
+        }
+        let refusal = |text: &str, environment: &[(&str, &str)]| {
+            parse::<Forms>(&document(text, environment).unwrap()).unwrap_err().to_string()
+        };
+        let address = refusal("_address = '10.0.0.1'\n", &[]);
+        assert!(address.ends_with("; write an IP address and a port, such as 127.0.0.1:7443"), "{address}");
+        let list = refusal("", &[("APP___PEERS", "a,b")]);
+        assert!(list.ends_with("; a list can only be set in the file"), "{list}");
+    }
+
+    #[test]
     fn an_error_in_a_list_names_its_element() {
         assert!(
             refusal("peers = [{ data = 'a' }, { date = 'b' }]\n[listen]\nport = 1\n", &[])

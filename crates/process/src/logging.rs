@@ -44,7 +44,7 @@ impl FromStr for Format {
 #[error("the log format is `text` or `json`")]
 pub struct UnknownFormat;
 
-/// Which lines are written, parsed: `info`, or levels by module such as `info,kms_agent::caller=debug`.
+/// Which lines are written, parsed: `info`, or levels by module such as `info,fleet_kms_agent::caller=debug`.
 #[derive(Debug)]
 pub struct Filter(EnvFilter);
 

@@ -116,22 +116,13 @@ impl Default for RawTiming {
 #[serde(deny_unknown_fields, default)]
 #[expect(missing_docs, reason = "the fields of Config say what they are for")]
 pub struct RawLog {
-    pub format: RawFormat,
+    pub format: String,
     pub filter: String,
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names are the values in the file")]
-pub enum RawFormat {
-    Text,
-    Json,
 }
 
 impl Default for RawLog {
     fn default() -> Self {
-        Self { format: RawFormat::Text, filter: "info".to_owned() }
+        Self { format: "text".to_owned(), filter: "info".to_owned() }
     }
 }
 
@@ -174,6 +165,10 @@ impl TryFrom<RawConfig> for Config {
                 "write a level, such as info, or levels by module, such as info,fleet_kms_sidecar=debug";
             InvalidKey::new("log.filter", "cannot be parsed", remedy)
         })?;
+        let format = raw.log.format.parse::<Format>().map_err(|_| {
+            let problem = format!("`{}` is no log format", raw.log.format);
+            InvalidKey::new("log.format", problem, "write \"text\" or \"json\"")
+        })?;
         Ok(Self {
             socket: socket(raw.socket)?,
             identity_directory: absolute("identity.directory", raw.identity.directory)?,
@@ -181,10 +176,7 @@ impl TryFrom<RawConfig> for Config {
             agents: raw.agents.addresses.into_iter().map(agent).collect::<Result<_, _>>()?,
             ops_address: raw.ops.address,
             hold_for,
-            log_format: match raw.log.format {
-                RawFormat::Text => Format::Text,
-                RawFormat::Json => Format::Json,
-            },
+            log_format: format,
             log_filter: filter,
         })
     }
@@ -271,6 +263,7 @@ mod tests {
             ("socket.mode = '7777'", "socket.mode"),
             ("identity.node = 'Upper'", "identity.node"),
             ("timing.hold_for = '2m'", "timing.hold_for"),
+            ("log.format = 'xml'", "log.format"),
             ("log.filter = '=='", "log.filter"),
             ("agents.addresses = [{ data = '10.0.0.7', enrolment = 'a:1' }]", "agents.addresses"),
         ] {

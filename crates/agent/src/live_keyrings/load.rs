@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use fleet_kms_keyring::sealed::{self, Kind};
 use fleet_kms_keyring::{ClusterId, State, Version};
 use fleet_kms_seal::StoreKey;
-use fleet_kms_store::{ReadError, Row};
+use fleet_kms_store::{ReadError, Row, RowName};
 
-use super::{LiveCluster, LiveKeyrings, SealedKek, Snapshot, open_kek};
+use super::{LiveCluster, LiveKeyrings, SealedKek, Snapshot, context, open_kek};
 use crate::authz::{Permit, actions};
 use crate::ledger::{Generator, Ledger, LedgerError};
 use crate::records::keyring::{self, KeyringError};
@@ -164,6 +165,28 @@ fn assemble(
         })
         .collect();
     Ok(Snapshot { revision: record.revision, keyring, keks })
+}
+
+/// Names the rows of sealed keys that do not open, for `check-store`. Nothing
+/// of what opens is kept.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn unopened_rows(ledger: &Ledger, store_key: &StoreKey) -> Result<Vec<RowName>, ReadError> {
+    let mut unopened = Vec::new();
+    for (prefix, kind) in [(rows::KEKS, Kind::Kek), (rows::AUTHORITY_KEYS, Kind::CaKey)] {
+        for row in ledger.scan_rows(prefix).await? {
+            let opens = sealed::epoch_of(&row.bytes).is_ok_and(|epoch| {
+                let context = context(store_key, &row.name, kind, epoch);
+                sealed::open(&store_key.seal_key(), &context, &row.bytes).is_ok()
+            });
+            if !opens {
+                unopened.push(row.name);
+            }
+        }
+    }
+    Ok(unopened)
 }
 
 /// The versions whose KEK is missing or does not open.

@@ -8,7 +8,9 @@ pub(super) fn explain(document: &Document, path: &str, error: &config::ConfigErr
     let mut key = path.trim_matches('.').to_owned();
     let (problem, remedy) = match innermost(error) {
         config::ConfigError::Type { unexpected, expected, .. } => {
-            (format!("expected {expected}, found {unexpected}"), "correct the value".to_owned())
+            let text = format!("expected {expected}, found {unexpected}");
+            let remedy = correct(&text);
+            (text, remedy)
         }
         config::ConfigError::NotFound(name) => {
             match name.strip_prefix(&key) {
@@ -28,11 +30,25 @@ pub(super) fn explain(document: &Document, path: &str, error: &config::ConfigErr
                     extend(&mut key, name);
                     ("is missing".to_owned(), "add it".to_owned())
                 }
-                _ => (text, "correct the value".to_owned()),
+                _ => {
+                    let remedy = correct(&text);
+                    (text, remedy)
+                }
             }
         }
     };
     ConfigError::Key { place: document.place_of(&key), key, problem, remedy }
+}
+
+/// What to write instead, as far as the problem's text tells what was wanted.
+fn correct(problem: &str) -> String {
+    let remedy = match problem {
+        text if text.contains("socket address") => "write an IP address and a port, such as 127.0.0.1:7443",
+        text if text.contains("a duration") => "write a number and a unit, such as 30s, 12h or 30days",
+        text if text.ends_with("expected a sequence") => "a list can only be set in the file",
+        _ => "correct the value",
+    };
+    remedy.to_owned()
 }
 
 fn innermost(error: &config::ConfigError) -> &config::ConfigError {

@@ -48,7 +48,10 @@ pub enum OpenError {
     #[error("a file is in the way of the new store")]
     Exists,
     /// Another process has it open.
-    #[error("the store is in use by {}", .pid.map_or("another process".to_owned(), |pid| format!("process {pid}")))]
+    #[error(
+        "the store is in use by {}; stop that one first",
+        .pid.map_or("another process".to_owned(), |pid| format!("process {pid}"))
+    )]
     InUse {
         /// The other process, when its lock file says so.
         pid: Option<u32>,
@@ -57,7 +60,7 @@ pub enum OpenError {
     #[error("the file is no sqlite database; restore the store from a backup")]
     NotADatabase,
     /// It is a SQLite database of another program, or an empty one.
-    #[error("the file is a sqlite database but no fleet-kms store")]
+    #[error("the file is a sqlite database but no fleet-kms store; name the right file, or restore a backup")]
     Foreign,
     /// A newer program wrote it.
     #[error(
@@ -149,6 +152,9 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     connection.pragma_update(None, "secure_delete", "ON")?;
     check(&connection, "quick_check")?;
     fold_log(&connection, path)?;
+    // SQLite has made the log by now. It syncs its directory with the first commit, but does not look whether
+    // that failed: a log without a durable name is a log that a power cut takes away, commits and all.
+    File::open(directory_of(path)).and_then(|directory| directory.sync_all()).map_err(OpenError::Io)?;
     Ok(connection)
 }
 

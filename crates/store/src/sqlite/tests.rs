@@ -47,7 +47,7 @@ async fn a_second_open_is_refused_and_names_the_holder() {
     let pid = std::process::id();
     let refused = SqliteStore::open(&path).err().unwrap();
     assert!(matches!(refused, OpenError::InUse { pid: Some(found) } if found == pid), "{refused:?}");
-    assert_eq!(refused.to_string(), format!("the store is in use by process {pid}"));
+    assert_eq!(refused.to_string(), format!("the store is in use by process {pid}; stop that one first"));
     let link = directory.path().join("link.db");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert!(matches!(SqliteStore::open(&link), Err(OpenError::InUse { .. })), "by any name");
