@@ -49,11 +49,14 @@ pub(super) fn list(directory: &Path) -> Result<Vec<Kept>, BackupError> {
     Ok(kept)
 }
 
-/// Removes the oldest backups beyond `keep`.
-pub(super) fn prune(directory: &Path, keep: usize) -> Result<(), BackupError> {
-    let kept = list(directory)?;
-    let excess = kept.len().saturating_sub(keep);
-    for old in kept.iter().take(excess) {
+/// Removes the oldest backups beyond `keep`, never `newest`. What calls itself
+/// later than that was made while the clock was wrong and counts as the oldest.
+pub(super) fn prune(directory: &Path, keep: usize, newest: &Path) -> Result<(), BackupError> {
+    let (mut kept, from_the_future): (Vec<_>, Vec<_>) =
+        list(directory)?.into_iter().partition(|kept| kept.path.as_path() <= newest);
+    kept.splice(..0, from_the_future);
+    let excess = kept.len().saturating_sub(keep.max(1));
+    for old in kept.iter().take(excess).filter(|kept| kept.path != newest) {
         fs::remove_file(&old.path)
             .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
             .map_err(|source| BackupError::Files { file: text(&old.path), source })?;
