@@ -106,6 +106,24 @@ impl Fleet {
         run(self.kmsctl_command(args)?.stdin(Stdio::null()))
     }
 
+    /// Runs kms-agent on the agent's host and returns its standard output.
+    ///
+    /// # Errors
+    /// When it ends with another status than 0.
+    pub fn host(&self, args: &[&str]) -> anyhow::Result<String> {
+        run(self.host_command(args)?.stdin(Stdio::null()))
+    }
+
+    /// A kms-agent command on the agent's host.
+    ///
+    /// # Errors
+    /// When kms-agent is not built.
+    pub fn host_command(&self, args: &[&str]) -> anyhow::Result<Command> {
+        let mut command = Command::new(Program::Agent.path()?);
+        command.arg("--config").arg(&self.agent.config).args(args);
+        Ok(command)
+    }
+
     /// Runs kmsctl as the first admin, whatever its exit status.
     ///
     /// # Errors
@@ -199,7 +217,11 @@ impl Agent {
         let program = Program::Agent.path()?;
         let admin = directory.join("admin");
         let mut init = Command::new(&program);
-        init.arg("init").arg("--config").arg(&config).arg("--admin-directory").arg(&admin);
+        init.args(["init", "--single-slot"])
+            .arg("--config")
+            .arg(&config)
+            .arg("--admin-directory")
+            .arg(&admin);
         run(&mut init)?;
         let spec = Spec::new("kms-agent", &program, directory).args(["run", "--config"]).arg(&config);
         Ok(Self { spec, child: None, ports, config, directory: directory.to_owned() })

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use fleet_kms_agent::records::rows;
+use fleet_kms_agent::root::Root;
 use fleet_kms_agent::storage::{self, Storage};
 use fleet_kms_keyring::sealed::{self, Kind, SealContext};
+use fleet_kms_seal::{FileSlot, SlotRecord, open_any};
 
 /// The secrets of one store.
 pub struct OpenedStore {
@@ -47,7 +49,11 @@ impl OpenedStore {
 }
 
 async fn read(store: &Path, root: &Path) -> anyhow::Result<OpenedStore> {
-    let Storage { ledger, store_key } = storage::open(store, root, "a-test", generator).await?;
+    let from = Root::File(root.to_owned());
+    let Storage { ledger, .. } = storage::open(store, &from, "a-test", generator).await?;
+    let slots = ledger.scan_rows(rows::SLOTS).await?;
+    let slots = slots.iter().map(|row| SlotRecord::parse(&row.bytes)).collect::<Result<Vec<_>, _>>()?;
+    let (_, store_key) = open_any(&FileSlot::open(root)?, &slots, ledger.codec().store())?;
     let mut opened = OpenedStore {
         keks: Vec::new(),
         derived: vec![

@@ -305,8 +305,7 @@ impl Agent {
             Arc::clone(&self.ledger),
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
-            Arc::clone(&self.rolled_back),
-            sightings,
+            (Arc::clone(&self.rolled_back), sightings),
             self.monotonic,
         )
     }

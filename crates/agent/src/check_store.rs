@@ -10,9 +10,8 @@ use fleet_kms_process::exit;
 use fleet_kms_store::{ReadError, RowName};
 
 use crate::config::Config;
-use crate::ledger::{Generator, HeadError, Integrity};
+use crate::ledger::{Generator, HeadError, Integrity, RowKind, kind_of};
 use crate::live_keyrings::unopened_rows;
-use crate::records::rows;
 use crate::storage::{self, Storage, StorageError};
 
 /// Rows that an error names; of a store that is gone altogether the first ones
@@ -101,9 +100,7 @@ async fn altered(storage: &Storage) -> Result<Vec<RowName>, ReadError> {
     let mut altered = unopened_rows(ledger, store_keys).await?;
     for row in ledger.scan_rows("").await? {
         let name = row.name.as_str();
-        let is_record = ![rows::META, rows::HEAD].contains(&name)
-            && ![rows::SLOTS, rows::KEKS, rows::AUTHORITY_KEYS].iter().any(|kind| name.starts_with(kind));
-        if is_record && !ledger.codec().is_authentic(&row) {
+        if kind_of(name) == RowKind::Record && !ledger.codec().is_authentic(&row) {
             altered.push(row.name);
         }
     }

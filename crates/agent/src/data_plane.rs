@@ -53,8 +53,7 @@ impl DataPlaneService {
         ledger: Arc<Ledger>,
         nodes: Arc<Nodes>,
         bulletin: Arc<Bulletin>,
-        rolled_back: Arc<RolledBack>,
-        sightings: Arc<Sightings>,
+        (rolled_back, sightings): (Arc<RolledBack>, Arc<Sightings>),
         monotonic: fn() -> Instant,
     ) -> Self {
         let shared = Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, monotonic };

@@ -60,10 +60,10 @@ impl fmt::Display for Done {
         writeln!(f, "first admin    {} (operator, key-officer)", self.admin)?;
         write!(f, "kmsctl context {} (use it with KMSCTL_CONFIG)", self.context.display())?;
         if let Some(passphrase) = &self.recovery {
-            write!(f, "\n\nrecovery passphrase: {}\n", **passphrase)?;
-            write!(
+            writeln!(f, "\n\nrecovery passphrase: {}", **passphrase)?;
+            writeln!(
                 f,
-                "It opens the store and its backups when the root key is lost. Write it down and keep it\n"
+                "It opens the store and its backups when the root key is lost. Write it down, and keep it"
             )?;
             write!(f, "in a safe place: it is shown only now and stored nowhere.")?;
         }

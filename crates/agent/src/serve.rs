@@ -4,7 +4,9 @@
 //! Order (`design`: capabilities and Landlock hold per thread): bind std
 //! listeners, give up rights, and only then make threads.
 
+use std::fs::DirBuilder;
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -98,6 +100,8 @@ pub fn run(mut config: Config, generator: Generator) -> Result<(), ServeError> {
     if !config.audit.is_dir() {
         return Err(ServeError::NoAudit { path: config.audit.display().to_string() });
     }
+    // Backups that cannot be written are an alarm, no reason not to serve.
+    let _ = config.backup.as_ref().map(|backup| DirBuilder::new().mode(0o700).create(&backup.directory));
     let listeners = Listeners::bind(config.listen)?;
     let warnings = hardening::apply(&plan(&config));
     let runtime = runtime::multi_thread().map_err(ServeError::Start)?;

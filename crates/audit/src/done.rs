@@ -99,7 +99,9 @@ mod tests {
             log.intent(&intent, now).unwrap();
             change
         };
-        let done = |change| drop(log.outcome(&change, Outcome::Done, now).unwrap());
+        let done = |change| {
+            log.outcome(&change, Outcome::Done, now).unwrap();
+        };
         done(begin(1, "node_ban", "a"));
         done(begin(2, "key_rotate", "b"));
         log.outcome(&begin(3, "node_ban", "c"), Outcome::NotDone { why: "conflict" }, now).unwrap();

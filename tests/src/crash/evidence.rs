@@ -38,7 +38,7 @@ impl StoreView {
     /// # Errors
     /// When the agent could not start with it either.
     pub async fn read(config: &Config) -> anyhow::Result<Self> {
-        let Storage { ledger, store_key } =
+        let Storage { ledger, store_keys, .. } =
             storage::open(&config.store, &config.root, AGENT, generator).await?;
         let is_intact = matches!(ledger.check().await?, Integrity::Intact { .. });
         let mut keyrings = BTreeMap::new();
@@ -48,7 +48,7 @@ impl StoreView {
         let keks = ledger.scan_rows(rows::KEKS).await?;
         let identities = ledger.scan::<IdentityRecord>(rows::IDENTITIES).await?;
         let tokens = ledger.scan::<TokenRecord>(rows::TOKENS).await?;
-        let (_, damaged) = LiveKeyrings::load(&ledger, store_key, generator).await?;
+        let (_, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         Ok(Self {
             is_intact,
             damaged: damaged.len(),

@@ -5,20 +5,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
 use async_trait::async_trait;
 use fleet_kms_agent::authz::internal;
 use fleet_kms_agent::changes::Changes as ChangeMaker;
 use fleet_kms_agent::clusters::Clusters;
-use fleet_kms_agent::config::Config;
 use fleet_kms_agent::control_plane::ControlPlane;
-use fleet_kms_agent::ledger::Ledger;
 use fleet_kms_agent::live_keyrings::LiveKeyrings;
-use fleet_kms_agent::records::{Codec, rows};
+use fleet_kms_agent::storage::{self, Storage};
 use fleet_kms_agent::witness::Witness;
 use fleet_kms_audit::ChangeLog;
-use fleet_kms_keyring::StoreId;
-use fleet_kms_seal::{FileSlot, SlotRecord, StoreKey, open_any};
 use fleet_kms_store::{
     Changes, CommitError, Operation, ReadError, Revision, Row, RowName, SqliteStore, Store, Txn,
 };
@@ -49,12 +44,11 @@ pub fn process(config: &Path, logs: &Path) -> anyhow::Result<Spec> {
 pub async fn rotate() -> anyhow::Result<()> {
     let Some(config) = std::env::var_os(CONFIG) else { return Ok(()) };
     let config = load(Path::new(&config))?;
-    let store = SqliteStore::open(&config.store)?;
-    let store_key = open_store_key(&store, &config).await?;
-    let codec = Codec::new(store_key.store(), store_key.epoch(), store_key.mac_key());
-    let (head_key, split) = (store_key.head_key(), Arc::new(SplitWriter(store)));
-    let ledger = Arc::new(Ledger::open(split, codec, head_key, AGENT.to_owned(), generator).await?);
-    let (keyrings, _) = LiveKeyrings::load(&ledger, store_key, generator).await?;
+    let split: Arc<dyn Store> = Arc::new(SplitWriter(SqliteStore::open(&config.store)?));
+    let root = (&*config.root.slot()?, "the root key");
+    let Storage { ledger, store_keys, .. } =
+        storage::open_with((split, &config.store), root, AGENT, generator).await?;
+    let (keyrings, _) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
     let clusters = Arc::new(Clusters::load(&ledger).await?);
     let (log, witness) = (ChangeLog::open(&config.audit)?, Witness::new(&config.audit));
     let changes = Arc::new(ChangeMaker::new(ledger, log, witness, None, clock(), generator));
@@ -64,15 +58,6 @@ pub async fn rotate() -> anyhow::Result<()> {
         control_plane.rotate_due(&internal::schedule(cluster)).await?;
     }
     Ok(())
-}
-
-async fn open_store_key(store: &SqliteStore, config: &Config) -> anyhow::Result<StoreKey> {
-    let meta = store.get(&rows::fixed(rows::META)).await?.context("an initialised store")?;
-    let id = meta.bytes.get(1..).context("a store id")?;
-    let id = StoreId::from_bytes(id.try_into()?);
-    let rows = store.page_rows(rows::SLOTS, None, 10).await?;
-    let slots: Vec<_> = rows.iter().map(|row| SlotRecord::parse(&row.bytes)).collect::<Result<_, _>>()?;
-    Ok(open_any(&FileSlot::open(&config.root)?, &slots, id)?.1)
 }
 
 struct SplitWriter(SqliteStore);

@@ -102,7 +102,7 @@ impl Template {
         }
         let admin_directory = directory.path().join("admin");
         let admin = "first".parse().context("an admin's name")?;
-        let options = init::Options { admin, admin_directory: admin_directory.clone() };
+        let options = init::Options { admin, admin_directory: admin_directory.clone(), single_slot: true };
         init::run(&config, &options, behind.clock(), generator).await?;
         let agent = open(&config, behind.clock()).await?;
 

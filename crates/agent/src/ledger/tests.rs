@@ -27,7 +27,7 @@ async fn open(store: &Arc<dyn Store>) -> Ledger {
 
 async fn new_store() -> Arc<MemoryStore> {
     let store = Arc::new(MemoryStore::new());
-    Ledger::create(&*store, &Codec::new(STORE, 1, key(1)), &key(2), Vec::new(), generator).await.unwrap();
+    Ledger::create(&*store, Codec::new(STORE, 1, key(1)), key(2), Vec::new(), generator).await.unwrap();
     store
 }
 

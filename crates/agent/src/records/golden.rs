@@ -72,7 +72,7 @@ fn opens_and_is_made_again<P: Payload>(codec: &Codec, golden: &GoldenRecord) {
     assert_eq!(record.seq, golden.seq, "{}", golden.row);
     assert_eq!(record.payload.encode_to_vec(), bytes(&golden.payload), "{}", golden.row);
     assert_eq!(codec.encode(&record.row, golden.seq, &record.payload), bytes(&golden.record));
-    assert_eq!(codec.element(&record.row, &record.stored).to_vec(), bytes(&golden.element));
+    assert_eq!(codec.element(codec.epoch(), &record.row, &record.stored).to_vec(), bytes(&golden.element));
 }
 
 #[test]

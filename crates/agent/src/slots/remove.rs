@@ -79,12 +79,12 @@ impl Slots {
         let mut next = Vec::new();
         for slot in slots.iter().filter(|slot| slot.record.slot() != removed) {
             let (id, kind) = (slot.record.slot(), slot.record.kind());
-            let opens = |root: &&Box<dyn RootSlot>| {
+            let opens = |root: &&dyn RootSlot| {
                 root.kind() == kind
-                    && self.keyrings.test_slot(&internal::slots(), &***root, &slot.record).is_ok()
+                    && self.keyrings.test_slot(&internal::slots(), *root, &slot.record).is_ok()
             };
-            match removal.given.iter().find(opens) {
-                Some(root) => next.push(Next { root: &**root, id, note: self.note_of(&slot.note.label) }),
+            match removal.given.iter().map(|root| &**root).find(opens) {
+                Some(root) => next.push(Next { root, id, note: self.note_of(&slot.note.label) }),
                 None if kind == SlotKind::Passphrase && new.is_some() => {}
                 None => return Err(SlotsError::NotGiven { slot: id, kind }),
             }

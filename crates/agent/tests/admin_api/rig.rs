@@ -98,8 +98,11 @@ impl Rig {
     pub(crate) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = config(&folder);
-        let options =
-            Options { admin: "first".parse().unwrap(), admin_directory: folder.path().join("admin") };
+        let options = Options {
+            admin: "first".parse().unwrap(),
+            admin_directory: folder.path().join("admin"),
+            single_slot: true,
+        };
         init::run(&config, &options, Arc::new(now), generator).await.unwrap();
         let mut registry = Registry::default();
         let agent = Agent::open(&config, &mut registry, Arc::new(now), monotonic, generator).await.unwrap();
