@@ -1,5 +1,5 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: help demo demo-stop bench fuzz test check fmt-check lint doc deny proto proto-check openapi
+.PHONY: help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi crash
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,16 @@ bench: ## a Decrypt through both hops against a bare two-hop echo on the same tr
 FUZZ_SECONDS ?= 60
 fuzz: ## fuzz the parsers of outside bytes, FUZZ_SECONDS each
 	@tests/ci/fuzz.sh $(FUZZ_SECONDS)
+
+MATRIX ?= 1.30.14 1.34.4 1.36.3
+
+test-matrix: ## the control-plane tests on older kube-apiservers; builds each one first, which takes minutes
+	cargo build --locked --workspace --bins
+	@set -e; for version in $(MATRIX); do \
+		echo "=== kube-apiserver $$version"; \
+		FLEET_KMS_KUBE_VERSION=$$version cargo test --locked -p fleet-kms-tests --no-fail-fast \
+			--test control_plane --test kube_apiserver --test outages; \
+	done
 
 check: fmt-check lint ## the inner loop, under 3 minutes warm: format, lint, unit tests
 	cargo test --workspace --lib --bins
@@ -44,3 +54,8 @@ proto-check: proto ## fail when the generated code differs from proto/
 
 openapi: ## write docs/openapi.json from the admin API's types
 	UPDATE_OPENAPI=1 cargo test -q -p fleet-kms-admin-api the_document_in_the_tree
+
+crash: ## crash trials on the built agent: every disk operation in order, then N=1000 random ones (SEED=1)
+	cargo build -p fleet-kms-agent
+	FLEET_KMS_CRASH_TRIALS=$(or $(N),1000) FLEET_KMS_CRASH_SEED=$(or $(SEED),1) \
+		cargo test -p fleet-kms-tests --test crash -- --nocapture --test-threads=1

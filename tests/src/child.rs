@@ -26,7 +26,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const LOG_TAIL_LINES: usize = 30;
 
 /// What to start: kept, so that the same program can be started again.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Spec {
     name: String,
     program: PathBuf,
@@ -45,6 +45,33 @@ impl Spec {
             env: Vec::new(),
             log_dir: log_dir.to_owned(),
         }
+    }
+
+    /// Starts another program instead, with the same arguments.
+    #[must_use]
+    pub fn program(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
+        self
+    }
+
+    /// Starts it as another user, which only root can do.
+    #[must_use]
+    pub fn as_user(mut self, uid: u32, gid: u32) -> Self {
+        // A change of user loses the wish to die with the parent; setpriv makes it anew.
+        let mut args: Vec<OsString> = [
+            "--clear-groups",
+            "--pdeathsig",
+            "KILL",
+            "--reuid",
+            &uid.to_string(),
+            "--regid",
+            &gid.to_string(),
+        ]
+        .map(OsString::from)
+        .into();
+        args.push(self.program.into());
+        args.append(&mut self.args);
+        Self { program: "setpriv".into(), args, ..self }
     }
 
     /// Adds one argument.

@@ -1,11 +1,14 @@
 //! The EncryptionConfiguration of kube-apiserver, as far as tests need it.
 
+use std::fs;
 use std::path::Path;
 
 /// How Secrets are stored.
 #[derive(Clone, Debug)]
 pub struct EncryptionConfig {
     providers: Vec<String>,
+    /// The text of a shipped file, which then is all there is.
+    shipped: Option<String>,
 }
 
 impl EncryptionConfig {
@@ -30,7 +33,23 @@ impl EncryptionConfig {
 
     /// In clear.
     pub fn identity() -> Self {
-        Self { providers: vec!["- identity: {}".to_owned()] }
+        Self { providers: vec!["- identity: {}".to_owned()], shipped: None }
+    }
+
+    /// The file that `deploy/` ships for `api` (`v1` or `v2`), with nothing but the socket's path replaced.
+    ///
+    /// # Errors
+    /// When there is none, or it names another path.
+    pub fn shipped(api: &str, socket: &Path) -> anyhow::Result<Self> {
+        const SHIPPED_SOCKET: &str = "unix:///run/fleet-kms/kms.sock";
+        let file = format!(
+            "{}/../deploy/kubernetes/encryption-configuration.{api}.yaml",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let text = fs::read_to_string(&file)?;
+        anyhow::ensure!(text.contains(SHIPPED_SOCKET), "{file} does not name {SHIPPED_SOCKET}");
+        let text = text.replace(SHIPPED_SOCKET, &format!("unix://{}", socket.display()));
+        Ok(Self { providers: Vec::new(), shipped: Some(text) })
     }
 
     /// Reads with `other` what was stored before; what is stored from now on is stored as `self` says.
@@ -57,11 +76,15 @@ impl EncryptionConfig {
             providers: vec![format!(
                 "- kms: {{apiVersion: {api}, name: {name}, endpoint: \"unix://{endpoint}\", timeout: 3s{cache}}}"
             )],
+            shipped: None,
         }
     }
 
     /// The file for `--encryption-provider-config`.
     pub fn to_yaml(&self) -> String {
+        if let Some(text) = &self.shipped {
+            return text.clone();
+        }
         format!(
             "apiVersion: apiserver.config.k8s.io/v1\nkind: EncryptionConfiguration\nresources:\n\
              \x20 - resources: [secrets]\n    providers:\n      {}\n",

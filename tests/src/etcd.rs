@@ -83,6 +83,14 @@ impl Etcd {
         self.call("/v3/kv/put", &request).map(drop)
     }
 
+    /// Deletes `key`, past any API server.
+    ///
+    /// # Errors
+    /// When etcd does not.
+    pub fn delete(&self, key: &str) -> anyhow::Result<()> {
+        self.call("/v3/kv/deleterange", &json!({ "key": base64(key) })).map(drop)
+    }
+
     /// All keys that begin with `prefix`.
     ///
     /// # Errors

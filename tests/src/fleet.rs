@@ -150,7 +150,15 @@ impl Fleet {
     /// # Errors
     /// When the agent refuses.
     pub fn token(&self, cluster: &Cluster, node: &str) -> anyhow::Result<String> {
-        let token = self.kmsctl(&["node", "token", "--cluster", &cluster.name, "--node", node])?;
+        self.token_for(&cluster.name, node)
+    }
+
+    /// As [`Fleet::token`], by the cluster's name.
+    ///
+    /// # Errors
+    /// When the agent refuses.
+    pub fn token_for(&self, cluster: &str, node: &str) -> anyhow::Result<String> {
+        let token = self.kmsctl(&["node", "token", "--cluster", cluster, "--node", node])?;
         Ok(token.trim().to_owned())
     }
 

@@ -36,7 +36,7 @@ pub enum CreateError {
     #[error(transparent)]
     Period(#[from] InvalidPolicy),
     /// A live cluster has the name.
-    #[error("a cluster named {0:?} exists already; choose another name")]
+    #[error("a cluster named {0} exists already")]
     Exists(ClusterName),
     /// The keys cannot be used.
     #[error(transparent)]

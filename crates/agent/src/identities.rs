@@ -191,9 +191,8 @@ fn parse_issued(issued: &IssuedCertificate) -> Option<Issued> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_older_record_published_late_does_not_lift_a_ban() {
-        let identity = |revision, banned| LiveIdentity {
+    fn identity(revision: u64, banned: bool) -> LiveIdentity {
+        LiveIdentity {
             id: "spiffe://fleet.test/admin/ada".parse().unwrap(),
             revision: Revision(revision),
             current: None,
@@ -201,7 +200,22 @@ mod tests {
             banned,
             roles: Vec::new(),
             scope: Scope::All,
-        };
+        }
+    }
+
+    #[test]
+    fn an_older_record_published_late_does_not_bring_a_removed_identity_back() {
+        let identities = LiveIdentities::default();
+        identities.publish(identity(7, false));
+        identities.remove(&identity(7, false).id, Revision(9));
+        identities.publish(identity(8, false));
+        assert!(identities.all().is_empty());
+        identities.publish(identity(10, false));
+        assert_eq!(identities.all().len(), 1);
+    }
+
+    #[test]
+    fn an_older_record_published_late_does_not_lift_a_ban() {
         let identities = LiveIdentities::default();
         identities.publish(identity(7, false));
         identities.publish(identity(9, true));

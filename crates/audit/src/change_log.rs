@@ -24,7 +24,7 @@ struct State {
     open: BTreeMap<ChangeId, OpenIntent>,
 }
 
-/// An intent whose outcome is not in the log: a crash, or a commit under way.
+/// An intent whose true outcome is not in the log: a crash, a lost reply, or a commit under way.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OpenIntent {
     /// The change, to be looked for in the store.
@@ -80,7 +80,7 @@ impl ChangeLog {
         Ok(recorded)
     }
 
-    /// Records how a change ended. [`Outcome::Unknown`] may be followed by another outcome later.
+    /// Records how a change ended. After [`Outcome::Unknown`] the intent stays open: the next start looks it up.
     ///
     /// # Errors
     /// When the record is not durable; the intent then stays open.
@@ -92,7 +92,9 @@ impl ChangeLog {
     ) -> Result<Recorded, LogError> {
         let mut state = self.state();
         let recorded = state.append(&outcome.body(change), now)?;
-        state.open.remove(change);
+        if !matches!(outcome, Outcome::Unknown) {
+            state.open.remove(change);
+        }
         Ok(recorded)
     }
 
@@ -104,7 +106,7 @@ impl ChangeLog {
         self.state().append(&event.body(), now)
     }
 
-    /// Lists the intents without outcome in the order of their records: at open, those of a crash.
+    /// Lists the intents without outcome, or with an unknown one, in the order of their records: at open, those of a crash.
     #[must_use]
     pub fn open_intents(&self) -> Vec<OpenIntent> {
         let mut open: Vec<_> = self.state().open.values().cloned().collect();
@@ -140,7 +142,7 @@ fn follow(open: &mut BTreeMap<ChangeId, OpenIntent>, entry: &Entry, head: Head) 
             let (action, who, body) = (text("action"), text("who"), without_place(&entry.body));
             open.insert(change, OpenIntent { change, recorded, action, who, body });
         }
-        Some("outcome") => {
+        Some("outcome") if entry.text("outcome") != Some("unknown") => {
             open.remove(&change);
         }
         _ => {}

@@ -1,7 +1,7 @@
 //! What a node takes for the time.
 //!
 //! A control-plane node's clock may be wrong by years at boot, and certificates
-//! are judged by it. So an agent is asked ([`proof`]), and its answer plus the
+//! are judged by it. So an agent is asked ([`verify`]), and its answer plus the
 //! monotonic clock is believed from then on. Before the first answer it is the
 //! wall clock, but never before a moment that is known to have passed.
 //!

@@ -154,6 +154,12 @@ impl NodeIdentity {
         self.state().leaf_life()
     }
 
+    /// When the certificate on disk was last written: a cheap question before
+    /// [`Self::is_superseded`].
+    pub fn chain_written(&self) -> Option<SystemTime> {
+        self.0.directory.path().join("chain.pem").metadata().and_then(|metadata| metadata.modified()).ok()
+    }
+
     /// Whether the directory holds another certificate than the one in use, as
     /// after `kms-sidecar enrol`.
     pub fn is_superseded(&self) -> bool {

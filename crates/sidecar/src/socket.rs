@@ -1,6 +1,6 @@
 //! The path that kube-apiserver dials: who may serve it, and how it gets there.
 //!
-//! The right to the path is a `flock` on `<path>.lock` ([`lock`]), never a
+//! The right to the path is a `flock` on `<path>.lock` (`socket/lock.rs`), never a
 //! connect probe. A socket is bound under a temporary name and renamed over the
 //! path, so that the path never lacks a listener and a stale socket of a killed
 //! process is simply replaced.

@@ -151,9 +151,13 @@ impl Upkeep {
 
     /// Waits until the directory holds another identity than this.
     async fn superseded(&self, identity: &NodeIdentity) {
+        let mut seen = identity.chain_written();
         loop {
             sleep(LOOK_EVERY).await;
-            if self.enrol_from_file().await || identity.is_superseded() {
+            let written = identity.chain_written();
+            let is_new = written != seen;
+            seen = written;
+            if self.enrol_from_file().await || is_new && identity.is_superseded() {
                 return;
             }
         }

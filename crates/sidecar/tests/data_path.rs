@@ -53,7 +53,7 @@ async fn v1_encrypts_and_decrypts_through_an_agent() {
         assert_eq!(cipher.len(), plain.len() + 61);
         assert_eq!(client.decrypt(decrypt(cipher)).await.unwrap().into_inner().plain, plain);
     }
-    let metrics = node.metrics();
+    let metrics = node.scrape();
     assert!(
         metrics.contains("kms_sidecar_calls_total{operation=\"V1Encrypt\",outcome=\"ok\"} 3"),
         "{metrics}"

@@ -125,11 +125,12 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
         warnings.push(warning("recovered_unconfirmed", why.to_string(), remedy));
     }
     if clusters.overdue > 0 {
-        let text = format!("the rotation of {} clusters is late", clusters.overdue);
+        let text = format!("the rotation of {} is late", clusters_in_words(clusters.overdue));
         warnings.push(warning("rotation_overdue", text, "look at the agent's log and its clock"));
     }
     if clusters.unbacked > 0 {
-        let text = format!("{} clusters have a version that no verified backup holds", clusters.unbacked);
+        let text =
+            format!("no verified backup holds all versions of {}", clusters_in_words(clusters.unbacked));
         warnings.push(warning("unbacked", text, "make a backup and verify it"));
     }
     if !expiring.is_empty() {
@@ -138,4 +139,8 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
         warnings.push(warning("certificates_expiring", text, remedy));
     }
     warnings
+}
+
+fn clusters_in_words(count: u32) -> String {
+    if count == 1 { "1 cluster".to_owned() } else { format!("{count} clusters") }
 }

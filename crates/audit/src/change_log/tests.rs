@@ -46,7 +46,13 @@ fn an_intent_without_outcome_is_open_after_a_restart_and_until_its_outcome() {
     assert_eq!((open[0].action.as_str(), open[0].who.as_str()), ("key_rotate", "schedule"));
     assert_eq!(open[0].body, intent(3).body());
     log.outcome(&ChangeId::from_bytes([3; 16]), Outcome::NotDone { why: "conflict" }, NOW).unwrap();
-    log.outcome(&ChangeId::from_bytes([2; 16]), Outcome::Unknown, NOW).unwrap();
+    let unclear = ChangeId::from_bytes([2; 16]);
+    log.outcome(&unclear, Outcome::Unknown, NOW).unwrap();
+    drop(log);
+    let log = ChangeLog::open(directory.path()).unwrap();
+    let open: Vec<_> = log.open_intents().into_iter().map(|intent| intent.change).collect();
+    assert_eq!(open, [unclear], "what was unknown is looked up at the next start");
+    log.outcome(&unclear, Outcome::Done, NOW).unwrap();
     assert_eq!(log.open_intents(), []);
     drop(log);
     assert_eq!(ChangeLog::open(directory.path()).unwrap().open_intents(), []);

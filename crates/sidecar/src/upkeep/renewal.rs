@@ -27,7 +27,13 @@ pub(super) async fn renew_for_ever(identity: NodeIdentity, time: BelievedTime, m
         let not_after = identity.certificate().not_after();
         let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         moved.node_status.set_certificate_not_after(seconds);
-        match renewal_due(not_after, identity.leaf_life(), time.now(), seed) {
+        let life = identity.leaf_life();
+        let renewal = match life.is_zero() {
+            // The state is lost: only the next certificate tells how long one lives.
+            true => Renewal::Due,
+            false => renewal_due(not_after, life, time.now(), seed),
+        };
+        match renewal {
             Renewal::In(wait) => sleep(wait.min(LOOK_EVERY)).await,
             Renewal::Due => match renew(&identity).await {
                 Ok(()) => {

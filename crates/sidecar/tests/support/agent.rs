@@ -11,7 +11,7 @@ use fleet_kms_proto::agent::{
     AgentAddress, Refusal, StatusRequest, StatusResponse, UnwrapItem, UnwrapRequest, UnwrapResponse,
     WrapRequest, WrapResponse,
 };
-use fleet_kms_transport::{ClientAuth, Connections, Drain, ServeLimits, TlsPort, agent_tls, serve};
+use fleet_kms_transport::{ClientAuth, Connections, Drain, PeerInfo, ServeLimits, TlsPort, agent_tls, serve};
 use futures_util::future::FutureExt;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status};
@@ -43,6 +43,8 @@ pub struct Brain {
     pub addresses: Mutex<Vec<AgentAddress>>,
     pub last_status: Mutex<Option<StatusRequest>>,
     pub last_named: Mutex<Vec<u8>>,
+    /// Who called: SHA-256 of their keys.
+    pub peers: Mutex<Vec<[u8; 32]>>,
 }
 
 pub fn key_id(version: u32) -> [u8; 16] {
@@ -116,6 +118,8 @@ impl DataPlane for Plane {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let peer = request.extensions().get::<Arc<PeerInfo>>().unwrap();
+        self.0.peers.lock().unwrap().push(*peer.certificate.as_ref().unwrap().spki_sha256());
         self.0.behave().await?;
         *self.0.last_status.lock().unwrap() = Some(request.into_inner());
         let version = self.0.version.load(Ordering::SeqCst);
@@ -153,7 +157,7 @@ impl Agent {
         brain: Arc<Brain>,
         address: SocketAddr,
     ) -> Self {
-        let socket = socket2_listener(address);
+        let socket = listener(address);
         let address = socket.local_addr().unwrap().to_string();
         let tls = agent_tls(identity, ca.roots(), clock(), ClientAuth::Required);
         let port = TlsPort::from_std(socket, tls).unwrap();
@@ -162,6 +166,10 @@ impl Agent {
         let drain = Drain::new();
         let serving = serve(port, service, ServeLimits::default(), Connections::new(), drain.clone());
         Self { address, brain, drain, task: tokio::spawn(serving.map(drop)) }
+    }
+
+    pub fn peers(&self) -> Vec<[u8; 32]> {
+        self.brain.peers.lock().unwrap().clone()
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -186,6 +194,6 @@ impl Agent {
 }
 
 /// std sets SO_REUSEADDR, so that a port can be had again at once.
-fn socket2_listener(address: SocketAddr) -> std::net::TcpListener {
+fn listener(address: SocketAddr) -> std::net::TcpListener {
     std::net::TcpListener::bind(address).unwrap()
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use fleet_kms_identity::KeyPair;
 use fleet_kms_transport::{ClientTls, Clock, LiveIdentity, Roots, agent_client_tls};
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyUsagePurpose, SanType, SerialNumber, SigningKey,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -21,6 +21,7 @@ pub struct Ca {
     root: CertificateDer<'static>,
     issuing: CertificateDer<'static>,
     issuer: Issuer<'static, rcgen::KeyPair>,
+    issuing_key: rcgen::KeyPair,
 }
 
 impl Ca {
@@ -39,7 +40,13 @@ impl Ca {
         let root_issuer = Issuer::from_params(&root_params, &root_key);
         let (params, key) = authority("issuing");
         let issuing = params.signed_by(&key, &root_issuer).unwrap();
-        Self { root: root.der().clone(), issuing: issuing.der().clone(), issuer: Issuer::new(params, key) }
+        let issuing_key = rcgen::KeyPair::from_pem(&key.serialize_pem()).unwrap();
+        Self {
+            root: root.der().clone(),
+            issuing: issuing.der().clone(),
+            issuer: Issuer::new(params, key),
+            issuing_key,
+        }
     }
 
     pub fn roots(&self) -> Arc<Roots> {
@@ -48,6 +55,35 @@ impl Ca {
 
     pub fn root_der(&self) -> Vec<u8> {
         self.root.to_vec()
+    }
+
+    pub fn issuing_der(&self) -> Vec<u8> {
+        self.issuing.to_vec()
+    }
+
+    /// What the issuing CA signs.
+    pub fn sign(&self, message: &[u8]) -> Vec<u8> {
+        self.issuing_key.sign(message).unwrap()
+    }
+
+    /// A node's certificate for the key of a request, good for `life`.
+    pub fn certify(&self, csr: &[u8], name: &str, life: Duration) -> Vec<Vec<u8>> {
+        let mut request = CertificateSigningRequestParams::from_der(&csr.into()).unwrap();
+        let uri = format!("spiffe://prod/cluster/{CLUSTER}/node/{name}");
+        request.params = leaf_params(&uri, ExtendedKeyUsagePurpose::ClientAuth);
+        request.params.not_after = (SystemTime::now() + life).into();
+        let leaf = request.signed_by(&self.issuer).unwrap();
+        vec![leaf.der().to_vec(), self.issuing_der()]
+    }
+
+    /// An agent's identity as its enrolment port shows it: with the root.
+    pub fn enrolment_agent(&self, name: &str) -> Arc<LiveIdentity> {
+        let uri = format!("spiffe://prod/agent/{name}");
+        self.leaf_with(
+            &uri,
+            ExtendedKeyUsagePurpose::ServerAuth,
+            vec![self.issuing.clone(), self.root.clone()],
+        )
     }
 
     pub fn agent(&self, name: &str) -> Arc<LiveIdentity> {
@@ -62,22 +98,33 @@ impl Ca {
     }
 
     pub fn leaf(&self, uri: &str, usage: ExtendedKeyUsagePurpose) -> Arc<LiveIdentity> {
+        self.leaf_with(uri, usage, vec![self.issuing.clone()])
+    }
+
+    fn leaf_with(
+        &self,
+        uri: &str,
+        usage: ExtendedKeyUsagePurpose,
+        mut issuers: Vec<CertificateDer<'static>>,
+    ) -> Arc<LiveIdentity> {
         let key = KeyPair::generate().unwrap();
-        let pem = key.to_pem();
-        let rcgen_key = rcgen::KeyPair::from_pem(&pem).unwrap();
-        let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
-        params.extended_key_usages = vec![usage];
-        params.serial_number = Some(SerialNumber::from_slice(&[7; 16]));
-        params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
-        params.not_after = (SystemTime::now() + Duration::from_secs(3_600)).into();
-        params.custom_extensions = Vec::<CustomExtension>::new();
-        let leaf = params.signed_by(&rcgen_key, &self.issuer).unwrap();
-        let chain = vec![leaf.der().clone(), self.issuing.clone()];
-        Arc::new(LiveIdentity::new(chain, &key).unwrap())
+        let rcgen_key = rcgen::KeyPair::from_pem(&key.to_pem()).unwrap();
+        let leaf = leaf_params(uri, usage).signed_by(&rcgen_key, &self.issuer).unwrap();
+        issuers.insert(0, leaf.der().clone());
+        Arc::new(LiveIdentity::new(issuers, &key).unwrap())
     }
 
     pub fn client_tls(&self, identity: Arc<LiveIdentity>) -> ClientTls {
         agent_client_tls(Some(identity), self.roots(), clock(), "prod".parse().unwrap())
     }
+}
+
+fn leaf_params(uri: &str, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    params.extended_key_usages = vec![usage];
+    params.serial_number = Some(SerialNumber::from_slice(&[7; 16]));
+    params.not_before = (SystemTime::now() - Duration::from_secs(60)).into();
+    params.not_after = (SystemTime::now() + Duration::from_secs(3_600)).into();
+    params
 }

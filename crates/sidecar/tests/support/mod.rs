@@ -16,4 +16,5 @@
 
 pub mod agent;
 pub mod ca;
+pub mod enrolment;
 pub mod node;

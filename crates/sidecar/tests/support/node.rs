@@ -26,6 +26,7 @@ pub struct Node {
     pub links: Links,
     pub node_status: NodeStatus,
     pub answers: Answers,
+    pub metrics: Metrics,
     pub registry: Registry,
     pub drain: Drain,
     pub serving: tokio::task::JoinHandle<()>,
@@ -39,7 +40,7 @@ impl Node {
         let metrics = Metrics::register(&mut registry);
         let links = Links::new(LinkContext::new(1), hold_for, metrics.clone());
         let node_status = NodeStatus::new(links.clone(), metrics.clone());
-        let answers = Answers::new(metrics);
+        let answers = Answers::new(metrics.clone());
         let directory = tempfile::tempdir().unwrap();
         let config =
             SocketConfig { path: directory.path().join("kms.sock"), mode: 0o600, owner: None, group: None };
@@ -51,7 +52,7 @@ impl Node {
         let drain = Drain::new();
         let serving =
             tokio::spawn(serve(port, service, ServeLimits::default(), Connections::new(), drain.clone()));
-        Self { links, node_status, answers, registry, drain, serving, directory }
+        Self { links, node_status, answers, metrics, registry, drain, serving, directory }
     }
 
     /// An enrolled node with these agents, connected.
@@ -86,7 +87,7 @@ impl Node {
         Connection(sender)
     }
 
-    pub fn metrics(&self) -> String {
+    pub fn scrape(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
         text

@@ -152,6 +152,9 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     connection.pragma_update(None, "secure_delete", "ON")?;
     check(&connection, "quick_check")?;
     fold_log(&connection, path)?;
+    // SQLite has made the log by now. It syncs its directory with the first commit, but does not look whether
+    // that failed: a log without a durable name is a log that a power cut takes away, commits and all.
+    File::open(directory_of(path)).and_then(|directory| directory.sync_all()).map_err(OpenError::Io)?;
     Ok(connection)
 }
 

@@ -24,9 +24,9 @@ impl StoreLock {
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { pid: pid_in(&mut file) }),
             Err(TryLockError::Error(error)) => return Err(OpenError::Io(error)),
         }
-        // The pid only makes the other's error message good; nothing is decided by it.
-        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", process::id()));
-        written.map_err(OpenError::Io)?;
+        // The pid only makes the other's error message good; nothing is decided by it, and a full disk is no
+        // reason not to serve.
+        let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", process::id()));
         Ok(Self(file))
     }
 }

@@ -1,0 +1,244 @@
+//! One trial: an agent on the shim until it dies, then an agent on a sound disk, then the evidence.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::Signal;
+
+use super::evidence::{AuditView, StoreView};
+use super::node::Node;
+use super::operation::{Acknowledged, Operation};
+use super::shim::{Fault, Fired, Shim};
+use super::template::{self, Template};
+use crate::child::{Child, Spec};
+use crate::fleet::Ports;
+use crate::http;
+use crate::programs::Program;
+
+/// How long an agent may take to end once it has to.
+const END_LIMIT: Duration = Duration::from_secs(20);
+/// How long a driver waits for an agent whose disk refuses things.
+const PATIENCE_WITH_ERRORS: Duration = Duration::from_millis(1500);
+/// How long a driver waits for any other agent.
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(1);
+
+/// What to do in one trial.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The change that is interrupted.
+    pub operation: Operation,
+    /// How.
+    pub fault: Fault,
+    /// Syncs of paths with this text do nothing: a disk that lies, to see the trials turn red.
+    pub lie: Option<String>,
+    /// Another program than `kms-agent run`, by configuration and log directory, to see the trials turn red.
+    pub instead: Option<fn(&Path, &Path) -> anyhow::Result<Spec>>,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Where the program died; `None` if it came to its end.
+    pub fired: Option<Fired>,
+    /// The disk's operations in the whole run.
+    pub operations: u64,
+    /// An intent was without outcome when it died.
+    pub between_intent_and_outcome: bool,
+    /// That intent's transaction turned out to be durable.
+    pub done_but_unrecorded: bool,
+    /// What did not hold; empty if all is well.
+    pub violations: Vec<String>,
+}
+
+impl Plan {
+    /// A trial of the agent as it is shipped.
+    pub fn new(operation: Operation, fault: Fault) -> Self {
+        Self { operation, fault, lie: None, instead: None }
+    }
+
+    /// Runs the trial in a directory of its own, which must not exist.
+    ///
+    /// # Errors
+    /// When the trial itself cannot be run; whatever the agent does wrong is in the outcome.
+    pub async fn run(&self, template: &Template, directory: &Path, ports: Ports) -> anyhow::Result<Outcome> {
+        let store = directory.join("agent");
+        let config = template.copy_to(&store, ports)?;
+        let trial = Trial { plan: self, template, ports, config, audit: store.join("audit"), directory };
+        trial.run(&store).await
+    }
+}
+
+struct Trial<'a> {
+    plan: &'a Plan,
+    template: &'a Template,
+    ports: Ports,
+    config: PathBuf,
+    audit: PathBuf,
+    directory: &'a Path,
+}
+
+impl Trial<'_> {
+    async fn run(&self, store: &Path) -> anyhow::Result<Outcome> {
+        let mut outcome = Outcome::default();
+        let mut acknowledged = Acknowledged::default();
+        let mut shim = Shim::new(store, &self.directory.join("control"), self.plan.fault)?;
+        if let Some(text) = &self.plan.lie {
+            shim = shim.lying_about(text);
+        }
+        if let Err(error) = self.interrupted(&shim, &mut acknowledged).await {
+            outcome.violations.push(format!("while it was interrupted: {error:#}"));
+        }
+        outcome.fired = shim.fired()?;
+        outcome.operations = shim.operations()?;
+        let at_death = AuditView::read(&self.audit)?;
+        if let Err(error) = self.again(&mut acknowledged, &mut outcome).await {
+            outcome.violations.push(format!("after the restart: {error:#}"));
+        }
+        if let Err(error) = self.judge(&at_death, &mut outcome).await {
+            outcome.violations.push(format!("the evidence cannot be read: {error:#}"));
+        }
+        outcome.violations.extend(acknowledged.violations());
+        Ok(outcome)
+    }
+
+    /// Runs the program on the shim until it dies or the change is done and it was told to stop.
+    async fn interrupted(&self, shim: &Shim, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
+        let spec = match self.plan.instead {
+            Some(instead) => instead(&self.config, self.directory)?,
+            None => self.agent()?,
+        };
+        let mut child = shim.preload(spec).start()?;
+        if self.plan.instead.is_none() {
+            self.drive(&mut child, acknowledged).await?;
+        }
+        if !ended_within(&mut child, END_LIMIT).await? {
+            bail!("it does not end");
+        }
+        let status = child.wait_exit(END_LIMIT)?;
+        let may_give_up = self.plan.fault.has_errors() || shim.fired()?.is_some();
+        if !status.success() && !may_give_up {
+            bail!("it ended with {status}: {}", child.stderr()?);
+        }
+        Ok(())
+    }
+
+    async fn drive(&self, child: &mut Child, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
+        let has_errors = self.plan.fault.has_errors();
+        let patience = if has_errors { PATIENCE_WITH_ERRORS } else { PATIENCE };
+        // Calls that an agent never answers because it died end at once: the kernel resets their connections.
+        let drive = self.plan.operation.drive(self.template, self.ports, acknowledged);
+        let driven = tokio::select! {
+            driven = tokio::time::timeout(patience, drive) => driven,
+            ended = ended_within(child, patience) => { ended?; Ok(Ok(())) }
+        };
+        let is_done = matches!(driven, Ok(Ok(())));
+        if ended_within(child, if is_done { POLL } else { Duration::from_millis(200) }).await? {
+            return Ok(());
+        }
+        match driven {
+            Ok(Ok(())) => {}
+            _ if has_errors => {}
+            Ok(Err(error)) => return Err(error.context("it lives and yet did not do it")),
+            Err(_) => bail!("it lives and yet did not do it in {patience:?}"),
+        }
+        child.signal(Signal::TERM)
+    }
+
+    /// Starts the shipped agent on a sound disk: all that was acknowledged holds, and it can go on.
+    async fn again(&self, acknowledged: &mut Acknowledged, outcome: &mut Outcome) -> anyhow::Result<()> {
+        let mut child = self.agent()?.start()?;
+        let result = self.hold_to_account(acknowledged, outcome).await;
+        if let Err(error) = result {
+            // An agent that cannot start has said why.
+            let log = child.stderr()?;
+            let tail: Vec<&str> = log.lines().rev().take(5).collect();
+            return Err(error.context(tail.into_iter().rev().collect::<Vec<_>>().join(" | ")));
+        }
+        child.signal(Signal::TERM)?;
+        if !ended_within(&mut child, END_LIMIT).await? {
+            bail!("it does not stop");
+        }
+        let status = child.wait_exit(END_LIMIT)?;
+        if !status.success() {
+            bail!("it stopped with {status}");
+        }
+        Ok(())
+    }
+
+    async fn hold_to_account(
+        &self,
+        acknowledged: &mut Acknowledged,
+        outcome: &mut Outcome,
+    ) -> anyhow::Result<()> {
+        let mut node = Node::connect(self.ports.data, &self.template.node).await?;
+        outcome.violations.extend(node.unreadable(&self.template.wrapped).await?);
+        outcome.violations.extend(node.unreadable(&acknowledged.wrapped).await?);
+        let version = node.version().await?;
+        if version < acknowledged.version {
+            outcome
+                .violations
+                .push(format!("version {} was acknowledged, now {version}", acknowledged.version));
+        }
+        let metrics = http::get(self.ports.ops, "/metrics")?.ok()?;
+        for (name, what) in [
+            ("fleet_kms_agent_store_unconfirmed", "it is recovered-unconfirmed"),
+            ("fleet_kms_agent_damaged_keys", "keys do not open"),
+        ] {
+            let line = metrics.lines().find(|line| line.starts_with(name));
+            if line.and_then(|line| line.split(' ').nth(1)) != Some("0") {
+                outcome.violations.push(format!("{what}: {line:?}"));
+            }
+        }
+        self.plan.operation.finish(self.template, self.ports, acknowledged).await?;
+        outcome.violations.extend(node.unreadable(&acknowledged.wrapped).await?);
+        Ok(())
+    }
+
+    async fn judge(&self, at_death: &AuditView, outcome: &mut Outcome) -> anyhow::Result<()> {
+        let audit = AuditView::read(&self.audit)?;
+        let open = at_death.open();
+        outcome.between_intent_and_outcome = !open.is_empty();
+        outcome.done_but_unrecorded = open.iter().any(|change| audit.is_done(change));
+        outcome.violations.extend(audit.violations(&self.audit)?);
+        let store = StoreView::read(&template::load(&self.config)?).await?;
+        outcome.violations.extend(store.violations(&self.template.before));
+        outcome.violations.extend(self.plan.operation.violations(self.template, &store, &audit));
+        Ok(())
+    }
+
+    fn agent(&self) -> anyhow::Result<Spec> {
+        let program = Program::Agent.path()?;
+        Ok(Spec::new("kms-agent", &program, self.directory).args(["run", "--config"]).arg(&self.config))
+    }
+}
+
+/// Waits for a program to end; says whether it did.
+async fn ended_within(child: &mut Child, limit: Duration) -> anyhow::Result<bool> {
+    let wait = async {
+        while child.is_running()? {
+            tokio::time::sleep(POLL).await;
+        }
+        anyhow::Ok(())
+    };
+    match tokio::time::timeout(limit, wait).await {
+        Ok(ended) => ended.map(|()| true),
+        Err(_) => Ok(false),
+    }
+}
+
+/// Keeps the files of a trial for whoever looks into it.
+///
+/// # Errors
+/// When they cannot be moved.
+pub fn keep(directory: &Path, number: usize) -> anyhow::Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let target =
+        test.parent().and_then(Path::parent).context("a test program lives in target/<profile>/deps")?;
+    let to = target.join("crash-trials").join(format!("{}-{number}", std::process::id()));
+    fs::create_dir_all(&to)?;
+    crate::child::run(std::process::Command::new("cp").arg("-a").arg(directory.join(".")).arg(&to))?;
+    Ok(to)
+}

@@ -1,0 +1,236 @@
+//! What an agent does on a bad disk, and what its operator reads: the facts of docs/operations/disk.md.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use fleet_kms_tests::child::{Spec, run};
+use fleet_kms_tests::crash::shim::{DiskError, Where};
+use fleet_kms_tests::crash::stage::{Stage, Started};
+use fleet_kms_tests::programs::Program;
+use fleet_kms_tests::wait;
+
+const WELL: Started = Started::Serves { unconfirmed: false, damaged: 0, unreadable: 0 };
+const UNCONFIRMED: Started = Started::Serves { unconfirmed: true, damaged: 0, unreadable: 0 };
+/// The exit status for data that cannot be used.
+const DATA: Option<i32> = Some(65);
+
+#[tokio::test]
+async fn a_running_agent_serves_on_and_refuses_changes_until_the_disk_takes_them() {
+    let mut stage = Stage::new().await.unwrap();
+    for (error, place) in [
+        (DiskError::Full, Where::Everywhere),
+        (DiskError::ReadOnly, Where::Everywhere),
+        (DiskError::Io, Where::Everywhere),
+        (DiskError::Io, Where::Syncs),
+        (DiskError::Full, Where::Files("/audit/")),
+    ] {
+        stage.reset().unwrap();
+        assert_eq!(stage.start().await.unwrap(), WELL);
+        stage.disk.fail_now(error, place).unwrap();
+        assert_eq!(stage.unreadable().await.unwrap(), 0, "{error:?} {place:?}");
+        let refusal = stage.refusal().await.unwrap();
+        assert!(refusal.contains("cannot be recorded in the audit, so it was refused"), "{refusal}");
+        assert_eq!(stage.unreadable().await.unwrap(), 0, "{error:?} {place:?}");
+        stage.disk.heal().unwrap();
+        stage.enrol().await.unwrap();
+        stage.stop().unwrap();
+        assert_eq!(stage.violations().await.unwrap(), [""; 0], "{error:?} {place:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_full_takes_nothing_and_no_start_is_needed_once_there_is_room() {
+    let mut stage = Stage::new().await.unwrap();
+    stage.start().await.unwrap();
+    stage.disk.fail_now(DiskError::Full, Where::Files("/store.db")).unwrap();
+    let refusal = stage.refusal().await.unwrap();
+    assert!(refusal.contains("the store did not take the change; nothing was written"), "{refusal}");
+    assert_eq!(stage.unreadable().await.unwrap(), 0);
+    stage.disk.heal().unwrap();
+    stage.enrol().await.unwrap();
+    stage.stop().unwrap();
+    assert_eq!(stage.violations().await.unwrap(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_change_that_the_store_could_not_sync_is_unknown_until_it_can_be_looked_up() {
+    let mut stage = Stage::new().await.unwrap();
+    for restart in [false, true] {
+        stage.reset().unwrap();
+        assert_eq!(stage.start().await.unwrap(), WELL);
+        stage.disk.fail_now(DiskError::Io, Where::SyncsOf("/store.db")).unwrap();
+        let refusal = stage.refusal().await.unwrap();
+        assert!(refusal.contains("whether the change happened shows at the next start"), "{refusal}");
+        let refusal = stage.refusal().await.unwrap();
+        assert!(
+            refusal.contains("the store cannot be read"),
+            "nothing is built on what may come back: {refusal}"
+        );
+        assert_eq!(stage.unreadable().await.unwrap(), 0);
+        stage.disk.heal().unwrap();
+        if !restart {
+            stage.enrol().await.unwrap();
+        }
+        stage.kill().unwrap();
+        assert_eq!(stage.start().await.unwrap(), WELL);
+        stage.enrol().await.unwrap();
+        stage.stop().unwrap();
+        assert_eq!(stage.violations().await.unwrap(), [""; 0], "restart: {restart}");
+    }
+}
+
+#[tokio::test]
+async fn a_start_needs_no_room_but_a_disk_that_works() {
+    let mut stage = Stage::new().await.unwrap();
+    stage.disk.fail_now(DiskError::Full, Where::Everywhere).unwrap();
+    assert_eq!(stage.start().await.unwrap(), WELL);
+    let refusal = stage.refusal().await.unwrap();
+    assert!(refusal.contains("cannot be recorded in the audit"), "{refusal}");
+    stage.disk.heal().unwrap();
+    stage.enrol().await.unwrap();
+    for (error, place, said) in [
+        (DiskError::ReadOnly, Where::Everywhere, "cannot be used: Read-only file system"),
+        (DiskError::Io, Where::Files("/store.db"), "cannot be used: Input/output error"),
+        (DiskError::Io, Where::Files("/audit/"), "the audit cannot be written: Input/output error"),
+    ] {
+        stage.reset().unwrap();
+        stage.disk.fail_now(error, place).unwrap();
+        match stage.start().await.unwrap() {
+            Started::Ended { code: DATA, text } if text.contains(said) => {}
+            other => panic!("{error:?} {place:?}: {other:?}"),
+        }
+        stage.disk.heal().unwrap();
+        assert_eq!(stage.start().await.unwrap(), WELL, "nothing is left to repair");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_was_cut_short_never_loses_a_change_in_silence() {
+    let mut stage = Stage::new().await.unwrap();
+    stage.start().await.unwrap();
+    stage.enrol().await.unwrap();
+    stage.kill().unwrap();
+    let (agent, kept) = (stage.path(""), stage.path("").with_file_name("kept"));
+    fs::rename(&agent, &kept).unwrap();
+    let whole = fs::read(kept.join("store.db-wal")).unwrap();
+    for length in [0, 1, 32, 4152, whole.len() / 2, whole.len() - 4096, whole.len() - 1] {
+        put_back(&kept, &agent);
+        fs::write(stage.path("store.db-wal"), &whole[..length]).unwrap();
+        assert_eq!(stage.start().await.unwrap(), UNCONFIRMED, "{length} of {}", whole.len());
+        let refusal = stage.refusal().await.unwrap();
+        assert!(refusal.contains("the store is older than its witness"), "{length}: {refusal}");
+        stage.kill().unwrap();
+    }
+    put_back(&kept, &agent);
+    assert_eq!(stage.start().await.unwrap(), WELL);
+}
+
+fn put_back(kept: &Path, agent: &Path) {
+    let _ = fs::remove_dir_all(agent);
+    run(Command::new("cp").arg("-a").arg(kept).arg(agent)).unwrap();
+}
+
+/// What an agent does with one flipped byte in a row.
+#[derive(Debug, Clone, Copy)]
+enum Then {
+    /// It does not start: status 65, and these words.
+    Ends(&'static str),
+    /// It serves all, and refuses changes.
+    Unconfirmed,
+    /// It serves all but what this key wrapped, and refuses changes.
+    Damaged,
+}
+
+/// Every kind of row in docs/store-format.md.
+const ROWS: [(&str, Then); 16] = [
+    ("meta", Then::Ends("does not open the store")),
+    ("slot/", Then::Ends("does not open the store")),
+    ("head", Then::Ends("the store's head does not open")),
+    ("cluster/", Then::Ends("fails authentication")),
+    ("cluster-name/", Then::Unconfirmed),
+    ("keyring/", Then::Ends("fails authentication")),
+    ("kek/", Then::Damaged),
+    ("identity/admin/", Then::Ends("fails authentication")),
+    ("identity/node/", Then::Ends("fails authentication")),
+    ("token/", Then::Unconfirmed),
+    ("issued", Then::Unconfirmed),
+    ("ca/root/", Then::Ends("fails authentication")),
+    ("ca/issuing/", Then::Ends("fails authentication")),
+    ("ca-key/root/", Then::Unconfirmed),
+    ("ca-key/issuing/", Then::Ends("private key does not open")),
+    ("change/", Then::Unconfirmed),
+];
+
+#[tokio::test]
+async fn one_flipped_byte_in_any_kind_of_row_is_noticed_at_start() {
+    let mut stage = Stage::new().await.unwrap();
+    for (prefix, then) in ROWS {
+        for place in [0, 4, 8] {
+            stage.reset().unwrap();
+            let row = stage.flip(prefix, place).await.unwrap();
+            let started = stage.start().await.unwrap();
+            let context = format!("{}, place {place}: {started:?}", row.as_str());
+            match (then, started) {
+                // The first byte is the format: it reads as a later release's.
+                (Then::Ends(_), Started::Ended { code, text }) if place == 0 => {
+                    assert!(code == DATA && text.contains("kms-agent: "), "{context}");
+                }
+                (Then::Ends(words), Started::Ended { code, text }) => {
+                    assert!(code == DATA && text.contains(words), "{context}");
+                }
+                (Then::Unconfirmed, started) => assert_eq!(started, UNCONFIRMED, "{context}"),
+                (Then::Damaged, Started::Serves { unconfirmed: true, damaged: 1, unreadable: 16 }) => {}
+                (_, _) => panic!("{context}"),
+            }
+        }
+    }
+}
+
+/// Mounts a small file system over the agent's directory, for the agent alone, and fills it and makes room on demand.
+const SMALL_DISK: &str = r#"
+agent=$1 kept=$2; shift 2
+mount -t tmpfs -o size=600k tmpfs "$agent" && cp -a "$kept"/. "$agent" || exit
+(
+    unset LD_PRELOAD
+    until [ -e "$kept/fill" ]; do sleep 0.05; done
+    dd if=/dev/zero of="$agent/filler" bs=4k 2>/dev/null
+    touch "$kept/filled"
+    until [ -e "$kept/room" ]; do sleep 0.05; done
+    rm "$agent/filler" && touch "$kept/roomy"
+) &
+exec "$@"
+"#;
+
+#[tokio::test]
+async fn a_file_system_that_is_really_full_costs_changes_but_no_call() {
+    let mut stage = Stage::new().await.unwrap();
+    let (agent, kept) = (stage.path(""), stage.path("").with_file_name("kept"));
+    run(Command::new("cp").arg("-a").arg(&agent).arg(&kept)).unwrap();
+    if run(Command::new("unshare").args(["-rm", "true"])).is_err() {
+        eprintln!("left out: this machine forbids user namespaces");
+        return;
+    }
+    let small_disk = Spec::new("kms-agent", Path::new("unshare"), agent.parent().unwrap())
+        .args(["-rm", "sh", "-c", SMALL_DISK, "sh"])
+        .args([&agent, &kept, &Program::Agent.path().unwrap()])
+        .args(["run", "--config"])
+        .arg(agent.join("agent.toml"));
+    assert_eq!(stage.start_as(small_disk).await.unwrap(), WELL);
+    ask(&kept, "fill", "filled");
+    // The audit's line may still fit into the last block of its file; the store's log does not.
+    let refusal = stage.refusal().await.unwrap();
+    let refused = ["cannot be recorded in the audit", "nothing was written"];
+    assert!(refused.iter().any(|words| refusal.contains(words)), "{refusal}");
+    assert_eq!(stage.unreadable().await.unwrap(), 0);
+    ask(&kept, "room", "roomy");
+    stage.enrol().await.unwrap();
+    stage.stop().unwrap();
+}
+
+fn ask(directory: &Path, what: &str, answer: &str) {
+    fs::write(directory.join(what), "").unwrap();
+    let done = || Ok(directory.join(answer).exists().then_some(()));
+    wait::until(answer, wait::START_LIMIT, done).unwrap();
+}
