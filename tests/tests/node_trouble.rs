@@ -147,7 +147,10 @@ fn an_agent_that_cannot_be_reached_is_named_to_the_operator_and_not_to_the_api_s
     assert_eq!(unreachable.status.code(), Some(5), "{text}");
     assert!(text.contains("remedy: "), "{text}");
 
+    // Nobody calls meanwhile: it notices by itself.
     fleet.agent.start().unwrap();
-    sidecar.wait_ready().unwrap();
+    let (ready, waited) = wait::timed(|| sidecar.wait_ready());
+    ready.unwrap();
+    assert!(waited < Duration::from_secs(30), "{waited:?}");
     client(&sidecar, Api::V1).call(&["round-trip", "-sizes", "32"]).unwrap().ok().unwrap();
 }
