@@ -24,6 +24,10 @@ logs=$state/logs
 readonly RUST_MINIMUM=1.95
 readonly CLUSTER=demo
 
+# What cargo's target folder takes when nothing is built yet, and what a demo writes.
+readonly CARGO_DISK_MB=2000
+readonly DEMO_DISK_MB=500
+
 # A value that occurs nowhere else, to look for in etcd's files.
 readonly SECRET_VALUE=mydata-3f9c1d7e
 
@@ -56,6 +60,7 @@ preflight() {
         require_go
         require_disk
     fi
+    require_demo_disk
     print_plan "$plan"
 }
 
@@ -68,6 +73,14 @@ require_rust() {
     local found
     found=$(cargo --version | cut -d ' ' -f 2)
     version_at_least "$found" "$RUST_MINIMUM" || die "Rust $RUST_MINIMUM or newer is needed, and cargo is $found"
+}
+
+require_demo_disk() {
+    local target=${CARGO_TARGET_DIR:-$repository/target}
+    if [ -z "${FLEET_KMS_BIN:-}" ] && [ ! -x "$target/debug/kms-agent" ]; then
+        require_space 'building our programs' "$CARGO_DISK_MB" "$target"
+    fi
+    require_space 'the demo' "$DEMO_DISK_MB" "$state"
 }
 
 print_plan() {

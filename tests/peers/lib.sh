@@ -50,12 +50,17 @@ free_mb() {
 }
 
 require_disk() {
-    local dir free
+    local dir
     for dir in "$(peers_cache)" "$(cd / && go env GOCACHE)" "$(cd / && go env GOMODCACHE)"; do
-        free=$(free_mb "$dir")
-        [ "$free" -ge "$BUILD_DISK_MB" ] ||
-            die "building kube-apiserver needs $BUILD_DISK_MB MB of disk, and $dir has $free MB free"
+        require_space 'building kube-apiserver' "$BUILD_DISK_MB" "$dir"
     done
+}
+
+# require_space WHAT MB DIR
+require_space() {
+    local free
+    free=$(free_mb "$3")
+    [ "$free" -ge "$2" ] || die "$1 needs $2 MB of disk, and $3 has $free MB free"
 }
 
 # timed WHAT COMMAND...: runs it and shows how long it has been at it, for a build silent for minutes looks hung.

@@ -33,6 +33,8 @@ use trial::{Outcome, Plan};
 
 /// Trials that run at the same time.
 const WORKERS: usize = 2;
+/// From an operation that fails to the power cut: far enough to acknowledge what must not be.
+const LATER: u64 = 11;
 /// Violations that a report spells out.
 const SHOWN: usize = 10;
 
@@ -127,11 +129,14 @@ pub fn operations(plan: &Plan, templates: &Templates) -> anyhow::Result<u64> {
     Err(anyhow!("a run without any fault: {:?}", outcome.violations))
 }
 
-/// Every operation of one run in order: killed there, and the power cut there in three ways.
+/// Every operation of one run in order: killed there, the power cut there in two ways, and failed there with the
+/// power cut a little later.
 pub fn in_order(operation: Operation, operations: u64) -> Vec<Plan> {
     let faults = (1..=operations).flat_map(|at| {
         let cut = |seed| Fault::PowerCut { at, seed };
-        [Fault::KillAt(at), cut(0), cut(at), cut(at + 1_000_003)]
+        let error = DiskError::Io;
+        let failed = Fault::ErrorThenPowerCut { error, from: at, to: at, at: at + LATER, seed: 0 };
+        [Fault::KillAt(at), cut(0), cut(at), failed]
     });
     faults.chain([Fault::KillAfter(operations)]).map(|fault| Plan::new(operation, fault)).collect()
 }

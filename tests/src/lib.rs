@@ -17,3 +17,6 @@ pub mod fleet;
 pub mod stored;
 pub mod control_plane;
 pub mod crash;
+pub mod refusal;
+pub mod opened_store;
+pub mod tls_probe;

@@ -189,6 +189,9 @@ impl Policy {
     /// When the table or the admin's roles say no.
     pub fn permit_fleet<A: Action>(&self, caller: &Caller) -> Result<FleetPermit<A>, Denied> {
         let scope = self.admit::<A>(caller)?.ok_or(Denied::WrongKind)?;
+        if table::FLEET_WIDE.contains(&A::ID) && scope != Scope::All {
+            return Err(Denied::Scope);
+        }
         Ok(FleetPermit { who: caller.id().to_string().into(), scope, action: PhantomData })
     }
 

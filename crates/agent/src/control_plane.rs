@@ -16,7 +16,7 @@ use crate::backup::{BackupError, Backups};
 use crate::changes::{ChangeError, Changes};
 use crate::clusters::{ClusterName, Clusters, InvalidClusterName, LiveClusterName};
 use crate::ledger::{Changeset, Generator, LedgerError};
-use crate::live_keyrings::{KeysError, LiveKeyrings, MakesKeks, SealedKek, Snapshot};
+use crate::live_keyrings::{KeysError, LiveKeyrings, MakesKeks, SealedKek, Snapshot, stored_keks};
 use crate::records::keyring::{self, KeyringError};
 use crate::records::payload::{ClusterRecord, KeyringRecord, NameRecord};
 use crate::records::rows;
@@ -352,8 +352,8 @@ impl ControlPlane {
         let made = change(&mut keyring, self.changes.now())?;
         let mut changeset = ledger.changeset();
         changeset.update(&record, &keyring::payload(&keyring));
-        let mut keks =
-            self.keyrings.keyring(&cluster).map_or_else(Default::default, |live| live.keks.clone());
+        // From the store, not from memory: a change that was committed just before may not be published yet.
+        let mut keks = stored_keks(ledger, cluster, &keyring).await?;
         for (version, kek) in made {
             changeset.insert_sealed(kek.row.clone(), kek.bytes.clone());
             keks.insert(version, kek);

@@ -26,7 +26,7 @@ mod load;
 mod store_keys;
 
 pub use epochs::{NextEpoch, SlotSealError};
-pub use load::{DamagedKek, Held, LoadError, Reloaded, unopened_rows};
+pub use load::{DamagedKek, Held, LoadError, Reloaded, stored_keks, unopened_rows};
 pub use store_keys::StoreKeys;
 
 /// A KEK as it is stored: sealed under the store key, bound to its row.

@@ -118,6 +118,14 @@ impl Recovery<'_> {
             let issued = ledger.read::<IssuedRecord>(&rows::fixed(rows::ISSUED)).await?;
             let issued = issued.ok_or(RecoverError::NoIssueNumber)?;
             let issued_before = issued.payload.last;
+            // A run that failed half-way and is run again: nothing was issued since its jump.
+            if let Some(record) = ledger.read::<RestoredRecord>(&rows::fixed(rows::RESTORED)).await?
+                && record.payload.issued_floor == issued_before
+            {
+                let again = Restored { at: self.changes.now(), ..Restored::from(&record.payload) };
+                changeset.update(&record, &RestoredRecord::from(&again));
+                return Ok((changeset, again));
+            }
             let floor = issued_before.checked_add(ISSUE_NUMBER_JUMP);
             let issued_floor = floor.filter(|floor| *floor < 1 << 62).ok_or(RecoverError::IssueNumbers)?;
             changeset.update(&issued, &IssuedRecord { last: issued_floor });

@@ -39,6 +39,8 @@ const MAX_DATA_REQUEST: usize = 1 << 20;
 const MAX_ENROLMENT_REQUEST: usize = 16 << 10;
 /// The agent looks at the issuing CA and its own certificate so often.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
+/// How long a stop waits for background work.
+const WORK_GRACE: Duration = Duration::from_millis(500);
 /// Data calls are summed up into audit lines so often.
 const AUDIT_FLUSH_EVERY: Duration = Duration::from_secs(10);
 
@@ -155,7 +157,8 @@ async fn serve(
     let tasks = TaskTracker::new();
     let connections = Connections::observed_by(observer());
     spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
-    spawn_work(&tasks, &agent, &stop);
+    let work = TaskTracker::new();
+    spawn_work(&work, &agent, &stop);
     match local::bind(&local::path_of(&config.store)) {
         Ok(local) => drop(tasks.spawn(local::serve(local, Arc::clone(&agent), drain.clone()))),
         // A full disk keeps commands on this host away, and nobody else.
@@ -165,6 +168,7 @@ async fn serve(
         tracing::warn!(error = chain(&error), "the root slot in use could not be noted");
     }
     tasks.close();
+    work.close();
     tracing::info!(
         data = %config.listen.data, enrolment = %config.listen.enrolment, admin = %config.listen.admin,
         clusters = agent.keyrings.keyrings().len(), version = env!("CARGO_PKG_VERSION"), "serving"
@@ -172,7 +176,11 @@ async fn serve(
     stop.cancelled().await;
     drain.drain();
     tasks.wait().await;
-    flush_audit(&agent);
+    // Each of these survives a crash, so that cutting it off is safe; a restart must not wait for a backup.
+    if tokio::time::timeout(WORK_GRACE, work.wait()).await.is_err() {
+        tracing::info!("stopping in the middle of background work; it goes on at the next start");
+    }
+    flush_audit(Arc::clone(&agent)).await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -239,10 +247,7 @@ fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, stop: &CancellationToken)
         async move { agent.renew_certificates().await }
     }));
     let flushing = Arc::clone(agent);
-    tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || {
-        flush_audit(&flushing);
-        std::future::ready(())
-    }));
+    tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || flush_audit(Arc::clone(&flushing))));
 }
 
 /// Does something again and again until `stop`.
@@ -259,9 +264,15 @@ async fn every<F: Future<Output = ()> + Send>(
     }
 }
 
-fn flush_audit(agent: &Agent) {
-    if let Err(error) = agent.data_log.flush((agent.clock())()) {
-        tracing::error!(error = chain(&error), "the data summary cannot be written to the audit");
+/// Waits for the disk off the runtime's threads; one flush at a time.
+async fn flush_audit(agent: Arc<Agent>) {
+    let flush = move || {
+        if let Err(error) = agent.data_log.flush((agent.clock())()) {
+            tracing::error!(error = chain(&error), "the data summary cannot be written to the audit");
+        }
+    };
+    if tokio::task::spawn_blocking(flush).await.is_err() {
+        tracing::error!("the data summary was not written: its task ended");
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fleet_kms_transport::deadline::Deadline;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
@@ -44,7 +45,7 @@ pub struct Answers(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     metrics: Metrics,
-    readiness: Mutex<Result<(), String>>,
+    readiness: watch::Sender<Result<(), String>>,
     logged: Mutex<HashMap<(Operation, &'static str), Logged>>,
 }
 
@@ -57,7 +58,7 @@ struct Logged {
 impl Answers {
     /// Not ready until something succeeds.
     pub fn new(metrics: Metrics) -> Self {
-        let readiness = Mutex::new(Err("no kms-agent has answered yet".to_owned()));
+        let readiness = watch::Sender::new(Err("no kms-agent has answered yet".to_owned()));
         Self(Arc::new(Shared { metrics, readiness, logged: Mutex::default() }))
     }
 
@@ -95,12 +96,19 @@ impl Answers {
             Some(error) if error.is_node_failure() => Err(error.text()),
             _ => Ok(()),
         };
-        *self.0.readiness.lock().unwrap_or_else(PoisonError::into_inner) = readiness;
+        self.0.readiness.send_modify(|known| *known = readiness);
     }
 
     /// What the last real call said: for `/readyz`.
     pub fn readiness(&self) -> Result<(), String> {
-        self.0.readiness.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.readiness.borrow().clone()
+    }
+
+    /// Waits until a call has failed for this node's sake; at once if the last
+    /// one did.
+    pub async fn in_trouble(&self) {
+        // Fails only when there is no sender any more, and this is one.
+        let _ = self.0.readiness.subscribe().wait_for(Result::is_err).await;
     }
 
     fn log(&self, operation: Operation, error: &CallError, now: Instant) {

@@ -132,16 +132,16 @@ impl NodeStatus {
         self.0.learnt.subscribe()
     }
 
-    /// Reports for ever.
+    /// Reports for ever. Trouble, whichever call met it, is looked at again soon:
+    /// `/readyz` must not stay red when the agents are back and nobody calls.
     pub async fn report(self, answers: Answers) {
         loop {
             let outcome = self.ask(Instant::now() + REPORT_WITHIN).await;
             answers.note_health(outcome.as_ref().err());
-            let pause = match outcome {
-                Ok(_) => REPORT_EVERY,
-                Err(_) => REPORT_EVERY_IN_TROUBLE,
-            };
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = answers.in_trouble() => tokio::time::sleep(REPORT_EVERY_IN_TROUBLE).await,
+                () = tokio::time::sleep(REPORT_EVERY) => {}
+            }
         }
     }
 

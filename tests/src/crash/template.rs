@@ -192,8 +192,7 @@ async fn token(agent: &Agent, cluster: ClusterId, node: &str) -> anyhow::Result<
     let life = Duration::from_secs(86_400);
     let terms = TokenTerms::new(cluster, Some(node), None, None, 1, life)?;
     let authorities = agent.issuer.authorities();
-    let by = ("test", None);
-    Ok(tokens::create(&agent.changes, &authorities, &terms, by, &mut *generator()).await?.token)
+    Ok(tokens::create(&agent.changes, &authorities, &terms, ("test", None), &mut *generator()).await?.token)
 }
 
 async fn enrol(agent: &Agent, token: &JoinToken) -> anyhow::Result<Credentials> {

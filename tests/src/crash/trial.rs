@@ -20,7 +20,7 @@ use crate::programs::Program;
 /// How long an agent may take to end once it has to.
 const END_LIMIT: Duration = Duration::from_secs(20);
 /// How long a driver waits for an agent whose disk refuses things.
-const PATIENCE_WITH_ERRORS: Duration = Duration::from_millis(1500);
+const PATIENCE_WITH_ERRORS: Duration = Duration::from_millis(600);
 /// How long a driver waits for any other agent.
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(1);

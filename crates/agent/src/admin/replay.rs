@@ -27,6 +27,8 @@ use crate::caller::Caller;
 const KEEP: Duration = Duration::from_secs(10 * 60);
 /// Answers that are kept.
 const MAX_KEPT: usize = 1_024;
+/// Answers kept of one caller.
+const MAX_KEPT_EACH: usize = 64;
 /// The longest answer that is kept.
 const MAX_ANSWER: usize = 64 << 10;
 
@@ -130,6 +132,7 @@ impl Replays {
         if let Some(entry) = entries.get(key) {
             return entry.meet(&fingerprint);
         }
+        make_room(&mut entries, &key.0);
         if entries.len() >= MAX_KEPT {
             let remedy = "try again, or leave the idempotency key out";
             return Begun::Refused(Refused::new(Code::Unavailable, "too many changes are under way", remedy));
@@ -144,6 +147,21 @@ impl Replays {
             (Some(answer), Some(entry)) => entry.answer = answer,
             _ => drop(entries.remove(&key)),
         }
+    }
+}
+
+/// Forgets the oldest answer when there are too many, of this caller or in all:
+/// nobody's answers keep another's change out.
+fn make_room(entries: &mut HashMap<Key, Entry>, caller: &str) {
+    let own = entries.keys().filter(|(of, _)| of == caller).count();
+    let full = entries.len() >= MAX_KEPT;
+    if own < MAX_KEPT_EACH && !full {
+        return;
+    }
+    let answered = |entry: &Entry| !matches!(entry.answer, Answer::Pending);
+    let candidates = entries.iter().filter(|((of, _), entry)| answered(entry) && (full || of == caller));
+    if let Some(oldest) = candidates.min_by_key(|(_, entry)| entry.at).map(|(key, _)| key.clone()) {
+        entries.remove(&oldest);
     }
 }
 
@@ -173,7 +191,8 @@ impl Entry {
 /// Takes a copy of an answer; none of what may be tried again.
 async fn keep(response: Response) -> (Response, Option<Answer>) {
     let status = response.status();
-    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+    let refused = [StatusCode::TOO_MANY_REQUESTS, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+    if status.is_server_error() || refused.contains(&status) {
         return (response, None);
     }
     if response.extensions().get::<Secret>().is_some() {

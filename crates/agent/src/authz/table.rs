@@ -153,6 +153,10 @@ table! {
     Authority = "internal:authority" => [Who::Internal("authority")],
 }
 
+/// Operations on what belongs to no single cluster: only an admin whose scope is
+/// all clusters may.
+pub(super) const FLEET_WIDE: &[&str] = &["cluster_create"];
+
 /// Finds a row by its id.
 pub(super) fn row(id: &str) -> Option<&'static Row> {
     TABLE.iter().find(|row| row.id == id)

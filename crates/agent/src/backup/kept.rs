@@ -49,11 +49,14 @@ pub(super) fn list(directory: &Path) -> Result<Vec<Kept>, BackupError> {
     Ok(kept)
 }
 
-/// Removes the oldest backups beyond `keep`.
-pub(super) fn prune(directory: &Path, keep: usize) -> Result<(), BackupError> {
-    let kept = list(directory)?;
-    let excess = kept.len().saturating_sub(keep);
-    for old in kept.iter().take(excess) {
+/// Removes the oldest backups beyond `keep`, never `newest`. What calls itself
+/// later than that was made while the clock was wrong and counts as the oldest.
+pub(super) fn prune(directory: &Path, keep: usize, newest: &Path) -> Result<(), BackupError> {
+    let (mut kept, from_the_future): (Vec<_>, Vec<_>) =
+        list(directory)?.into_iter().partition(|kept| kept.path.as_path() <= newest);
+    kept.splice(..0, from_the_future);
+    let excess = kept.len().saturating_sub(keep.max(1));
+    for old in kept.iter().take(excess).filter(|kept| kept.path != newest) {
         fs::remove_file(&old.path)
             .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
             .map_err(|source| BackupError::Files { file: text(&old.path), source })?;
@@ -97,9 +100,21 @@ mod tests {
         for name in (0..5).map(day).chain(others.map(str::to_owned)) {
             fs::write(directory.path().join(name), "").unwrap();
         }
-        prune(directory.path(), 2).unwrap();
+        prune(directory.path(), 2, &directory.path().join(day(4))).unwrap();
         let kept: Vec<_> = list(directory.path()).unwrap().into_iter().map(|kept| kept.name).collect();
         assert_eq!(kept, [day(3), day(4)]);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 5);
+    }
+
+    #[test]
+    fn backups_from_a_clock_that_was_ahead_go_first_and_the_newest_never() {
+        let directory = tempfile::tempdir().unwrap();
+        let day = |n: u64| name_at(from_ms(1_795_000_000_000 + n * 86_400_000));
+        for name in [day(0), day(1), day(9_000), day(9_001)] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        prune(directory.path(), 2, &directory.path().join(day(1))).unwrap();
+        let kept: Vec<_> = list(directory.path()).unwrap().into_iter().map(|kept| kept.name).collect();
+        assert_eq!(kept, [day(0), day(1)]);
     }
 }

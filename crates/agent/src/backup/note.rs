@@ -9,7 +9,7 @@ use fleet_kms_keyring::{ClusterId, Version};
 use super::{Backups, Verified};
 use crate::changes::ChangeError;
 use crate::ledger::{Changeset, LedgerError};
-use crate::live_keyrings::Snapshot;
+use crate::live_keyrings::{Snapshot, stored_keks};
 use crate::records::keyring::{self, KeyringError};
 use crate::records::payload::{BackupRecord, KeyringRecord};
 use crate::records::rows;
@@ -88,7 +88,8 @@ impl Backups {
             let mut keyring = keyring::parse(&record)?;
             keyring.mark_backed(*highest);
             changeset.update(&record, &keyring::payload(&keyring));
-            let keks = self.keyrings.keyring(cluster).map_or_else(Default::default, |live| live.keks.clone());
+            // From the store: a rotation that was committed just before may not be in memory yet.
+            let keks = stored_keks(ledger, *cluster, &keyring).await?;
             snapshots.push((*cluster, Snapshot { revision: record.revision, keyring, keks }));
         }
         Ok((changeset, snapshots))

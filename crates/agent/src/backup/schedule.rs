@@ -48,8 +48,11 @@ impl Backups {
     pub(super) async fn scheduled(&self, config: &config::Backup) -> Result<Verified, BackupError> {
         let file = config.directory.join(name_at(self.changes.now()));
         let verified = self.make(&file).await?;
-        prune(&config.directory, config.keep)?;
         self.note(&verified).await?;
+        // The backup is there and noted: one too many of them is no failure.
+        if let Err(error) = prune(&config.directory, config.keep, &file) {
+            tracing::warn!(error = chain(&error), "old backups could not be removed");
+        }
         tracing::info!(file = %file.display(), versions = verified.held.versions, "made and verified a backup");
         Ok(verified)
     }

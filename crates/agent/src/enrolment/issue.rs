@@ -188,6 +188,8 @@ impl Issuer {
     ///
     /// When the store cannot be read or the record is damaged.
     pub async fn refresh(&self, id: &SpiffeId) -> Result<(), IssueFailure> {
+        // Before the store is read: what is published meanwhile is newer and stays.
+        let known = self.identities.find(id).map_or(Revision::ABSENT, |identity| identity.revision);
         match self.identity(id).await? {
             Some(record) => {
                 let revision = record.revision;
@@ -195,7 +197,6 @@ impl Issuer {
             }
             None => {
                 // Gone at a revision that only its remover knows.
-                let known = self.identities.find(id).map_or(Revision::ABSENT, |identity| identity.revision);
                 self.identities.remove(id, known);
                 Ok(())
             }

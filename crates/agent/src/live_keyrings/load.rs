@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use fleet_kms_keyring::sealed::Kind;
-use fleet_kms_keyring::{ClusterId, State, Version};
+use fleet_kms_keyring::{ClusterId, Keyring, State, Version};
 use fleet_kms_store::{ReadError, Row, RowName};
 
 use super::{KeysError, LiveCluster, LiveKeyrings, SealedKek, Snapshot, StoreKeys};
@@ -184,10 +184,26 @@ async fn read_snapshot(
     record: &Record<KeyringRecord>,
     cluster: ClusterId,
 ) -> Result<Snapshot, LoadError> {
+    let keyring = keyring::parse(record)?;
+    let keks = stored_keks(ledger, cluster, &keyring).await.map_err(LoadError::Ledger)?;
+    Ok(Snapshot { revision: record.revision, keyring, keks })
+}
+
+/// Reads the KEKs of a keyring from the store. Read them after the record: a
+/// version is never in a record before its KEK is in its row.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn stored_keks(
+    ledger: &Ledger,
+    cluster: ClusterId,
+    keyring: &Keyring,
+) -> Result<HashMap<Version, SealedKek>, LedgerError> {
     let rows = ledger.scan_rows(&rows::keks(&cluster)).await?;
     let mut keks: HashMap<String, Row> =
         rows.into_iter().map(|row| (row.name.as_str().to_owned(), row)).collect();
-    assemble(record, cluster, &mut |name| keks.remove(name))
+    Ok(pick(keyring, cluster, &mut |name| keks.remove(name)))
 }
 
 fn assemble(
@@ -196,15 +212,22 @@ fn assemble(
     take: &mut dyn FnMut(&str) -> Option<Row>,
 ) -> Result<Snapshot, LoadError> {
     let keyring = keyring::parse(record)?;
-    let keks = keyring
-        .versions()
-        .iter()
-        .filter_map(|version| {
-            let row = take(rows::kek(&cluster, version.version).as_str())?;
-            Some((version.version, SealedKek { row: row.name, bytes: row.bytes }))
-        })
-        .collect();
+    let keks = pick(&keyring, cluster, take);
     Ok(Snapshot { revision: record.revision, keyring, keks })
+}
+
+/// Picks the rows of a keyring's versions; a tombstone has none.
+fn pick(
+    keyring: &Keyring,
+    cluster: ClusterId,
+    take: &mut dyn FnMut(&str) -> Option<Row>,
+) -> HashMap<Version, SealedKek> {
+    let versions = keyring.versions().iter();
+    let kek = |version: Version| {
+        let row = take(rows::kek(&cluster, version).as_str())?;
+        Some((version, SealedKek { row: row.name, bytes: row.bytes }))
+    };
+    versions.map(|version| version.version).filter_map(kek).collect()
 }
 
 /// Names the rows of sealed keys that do not open, for `check-store`. Nothing

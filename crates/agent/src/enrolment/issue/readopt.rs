@@ -1,6 +1,8 @@
 //! After a restore: takes a certificate that the lost store issued as the
 //! identity's current one, once. `restored.rs` says which.
 
+use std::sync::Arc;
+
 use fleet_kms_identity::{Certificate, Subject};
 use fleet_kms_keyring::ClusterId;
 
@@ -16,24 +18,33 @@ impl Issuer {
     /// Takes the certificate as its identity's current one, if the store was
     /// restored and has forgotten it. Says whether it did; a failure is logged
     /// and means no.
-    pub async fn readopt(&self, shown: &Certificate) -> bool {
+    pub async fn readopt(self: &Arc<Self>, shown: &Certificate) -> bool {
         let now = self.now();
         let (number, known) = (shown.serial().issue_number(), self.identities.find(shown.id()));
         let Some(restored) = self.identities.restored() else { return false };
         if !restored.readopts(known.as_deref(), number, now) {
             return false;
         }
+        // In a task: what is committed must be published even if the caller hangs up.
+        let (issuer, shown) = (Arc::clone(self), shown.clone());
+        tokio::spawn(async move { issuer.readopt_to_end(&shown).await }).await.unwrap_or(false)
+    }
+
+    async fn readopt_to_end(&self, shown: &Certificate) -> bool {
         let _turn = self.turn.lock().await;
+        // Judged before an intent is written: most that are refused come again and again.
+        match self.prepare_readopt(shown).await {
+            Ok((_, Some(_))) => {}
+            // Memory may be behind the store; if it is, the caller is asked again with what the store says.
+            Ok((_, None)) => return self.refresh(shown.id()).await.is_ok(),
+            Err(error) => return refused(shown, &error),
+        }
         let intent = audit_trail::readopt(shown);
         let run = self.changes.run_with_revision(intent, || self.prepare_readopt(shown)).await;
         let published = run.map_err(IssueFailure::flatten::<IssueFailure>).and_then(|(record, revision)| {
             record.map_or(Ok(false), |record| self.publish(record, revision).map(|()| true))
         });
-        published.unwrap_or_else(|error| {
-            let error = crate::errors::chain(&error);
-            tracing::error!(id = %shown.id(), error, "a certificate from before the restore was not taken");
-            false
-        })
+        published.unwrap_or_else(|error| refused(shown, &error))
     }
 
     /// Judges again by what the store says now.
@@ -77,4 +88,10 @@ impl Issuer {
         let cluster = ClusterId::from_bytes(*cluster.as_bytes());
         Ok(tokens::live_cluster(&self.changes, &cluster).await?.is_some())
     }
+}
+
+fn refused(shown: &Certificate, error: &IssueFailure) -> bool {
+    let error = crate::errors::chain(error);
+    tracing::error!(id = %shown.id(), error, "a certificate from before the restore was not taken");
+    false
 }

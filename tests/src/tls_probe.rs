@@ -1,0 +1,98 @@
+//! A TLS client that shows whatever it is given, to see how a port answers what no client of ours would send.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+/// How long a port may be silent.
+const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+
+/// The client's connection preface and an empty SETTINGS frame (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A certificate chain, leaf first, and its key.
+pub type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// How a port of 127.0.0.1 takes a client.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It speaks HTTP/2 to it.
+    LetIn,
+    /// It sends this TLS alert.
+    Alert(String),
+}
+
+/// Connects and waits for the first word.
+///
+/// # Errors
+/// When the port answers neither with HTTP/2 nor with an alert.
+pub fn probe(port: u16, shown: Option<Shown>) -> anyhow::Result<Answer> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)));
+    let mut config = match shown {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connection = ClientConnection::new(Arc::new(config), ServerName::try_from("agent.invalid")?)?;
+    let stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(SILENCE_LIMIT))?;
+    let mut stream = StreamOwned::new(connection, stream);
+    let first = stream.write_all(PREFACE).and_then(|()| stream.read_exact(&mut [0]));
+    let Err(error) = first else { return Ok(Answer::LetIn) };
+    match error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::AlertReceived(alert)) => {
+            Ok(Answer::Alert(alert.as_str().context("an alert with a name")?.to_owned()))
+        }
+        _ => bail!("port {port} answers neither HTTP/2 nor an alert: {error}"),
+    }
+}
+
+/// Takes any server: who is under test is the server's judgement, not ours.
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.3 only".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

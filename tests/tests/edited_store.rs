@@ -1,0 +1,138 @@
+//! A store that somebody has edited behind the agent's back.
+#![allow(clippy::unwrap_used, reason = "tests: what is not there fails them")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use fleet_kms_tests::fleet::{Agent, Cluster, Fleet, Sidecar};
+use fleet_kms_tests::kms_client::{Api, KmsClient};
+use fleet_kms_tests::peers::ClientVersion;
+use fleet_kms_tests::programs::Program;
+use fleet_kms_tests::refusal::{Refusal, refusal};
+use rusqlite::{Connection, params};
+
+const DATA: i32 = 65;
+/// What kmsctl ends with when the agent cannot do it now.
+const UNAVAILABLE: i32 = 5;
+
+/// A fleet whose agent is stopped, and its store as it was.
+struct Stopped {
+    fleet: Fleet,
+    store: PathBuf,
+    kept: Vec<u8>,
+}
+
+impl Stopped {
+    fn new(mut fleet: Fleet) -> Self {
+        fleet.agent.stop().unwrap();
+        let store = fleet.agent.directory.join("store.db");
+        let kept = fs::read(&store).unwrap();
+        Self { fleet, store, kept }
+    }
+
+    /// Puts the store back and flips a bit in the middle of the first row whose name begins so; returns its name.
+    fn flip(&self, prefix: &str) -> String {
+        fs::write(&self.store, &self.kept).unwrap();
+        let store = Connection::open(&self.store).unwrap();
+        let (name, mut bytes): (String, Vec<u8>) = store
+            .query_row(
+                "SELECT name, bytes FROM rows WHERE substr(name, 1, length(?1)) = ?1 ORDER BY name",
+                params![prefix],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .unwrap();
+        let middle = bytes.len() / 2;
+        *bytes.get_mut(middle).unwrap() ^= 0x40;
+        store.execute("UPDATE rows SET bytes = ?2 WHERE name = ?1", params![name, bytes]).unwrap();
+        name
+    }
+
+    fn refused(&self, command: &str) -> Refusal {
+        refusal(Program::Agent, [command, "--config", self.agent().config.to_str().unwrap()], &[]).unwrap()
+    }
+
+    fn agent(&self) -> &Agent {
+        &self.fleet.agent
+    }
+}
+
+fn node(fleet: &Fleet, name: &str) -> (Cluster, Sidecar, KmsClient) {
+    let cluster = fleet.cluster(name).unwrap();
+    let sidecar = fleet.sidecar(&cluster, "node-1").unwrap();
+    let client = KmsClient::new(ClientVersion::V0_37_2, Api::V1, &sidecar.socket).unwrap();
+    (cluster, sidecar, client)
+}
+
+#[test]
+fn a_row_that_the_agent_cannot_do_without_is_named_and_nothing_starts() {
+    let fleet = Fleet::start().unwrap();
+    let _node = node(&fleet, "edited");
+    let stopped = Stopped::new(fleet);
+    for prefix in ["cluster/", "keyring/", "identity/admin/", "identity/node/", "ca/issuing/"] {
+        let row = stopped.flip(prefix);
+        let named = format!("in row {row} fails authentication: it was edited");
+        stopped.refused("run").must_be(DATA, &[&named, "restore a backup"]);
+        stopped.refused("check-store").must_be(DATA, &[&format!("; altered: {row}; restore a backup")]);
+    }
+    let row = stopped.flip("ca-key/issuing/");
+    stopped.refused("run").must_be(DATA, &["the issuing CA's private key does not open"]);
+    stopped.refused("check-store").must_be(DATA, &[&format!("; altered: {row}; restore a backup")]);
+
+    for (prefix, what) in [
+        (
+            "head",
+            "the store's head does not open: it was edited or comes from another store; restore a backup",
+        ),
+        (
+            "slot/",
+            "does not open the store; use the root key file that `kms-agent init` made; if it is that one",
+        ),
+        (
+            "meta",
+            "does not open the store; use the root key file that `kms-agent init` made; if it is that one",
+        ),
+    ] {
+        stopped.flip(prefix);
+        stopped.refused("run").must_be(DATA, &[what]);
+        stopped.refused("check-store").must_be(DATA, &[what]);
+    }
+
+    fs::write(&stopped.store, &stopped.kept).unwrap();
+    Connection::open(&stopped.store)
+        .unwrap()
+        .execute("DELETE FROM rows WHERE name LIKE 'token/%'", [])
+        .unwrap();
+    let deleted = "each row that is left is authentic, so rows were deleted or replayed; restore a backup";
+    stopped.refused("check-store").must_be(DATA, &[deleted]);
+}
+
+#[test]
+fn a_key_that_was_altered_costs_its_cluster_only_and_changes_are_refused() {
+    let fleet = Fleet::start().unwrap();
+    let (_, _sidecar, whole) = node(&fleet, "whole");
+    let (damaged, _other, damaged_client) = node(&fleet, "damaged");
+    let mut stopped = Stopped::new(fleet);
+    let row = stopped.flip(&format!("kek/{}/0000000001", damaged.id));
+    stopped.refused("check-store").must_be(DATA, &[&format!("; altered: {row}; restore a backup")]);
+
+    stopped.fleet.agent.start().unwrap();
+    let log = stopped.agent().log().unwrap();
+    assert!(
+        log.contains("rows of the store were edited, replayed or deleted behind the agent's back"),
+        "{log}"
+    );
+    assert!(log.contains("a stored key does not open") && log.contains(&row), "{log}");
+    whole.call(&["round-trip", "-sizes", "32"]).unwrap().ok().unwrap();
+    let refused = damaged_client.call(&["encrypt"]).unwrap().refused().unwrap();
+    assert_eq!(refused.code, "FailedPrecondition");
+    assert!(refused.error.contains("kms-agent refused the call; see kms-sidecar's log"), "{}", refused.error);
+    let metrics = stopped.agent().ops("/metrics").unwrap().ok().unwrap();
+    assert!(metrics.contains("\nfleet_kms_agent_damaged_keys 1\n"), "{metrics}");
+    assert!(metrics.contains("\nfleet_kms_agent_store_unconfirmed 1\n"), "{metrics}");
+
+    let change = stopped.fleet.kmsctl_output(&["cluster", "create", "another"]).unwrap();
+    let text = String::from_utf8_lossy(&change.stderr).into_owned();
+    assert_eq!(change.status.code(), Some(UNAVAILABLE), "{text}");
+    assert!(text.contains("(recovered_unconfirmed)") && text.contains("remedy: "), "{text}");
+    stopped.fleet.kmsctl(&["status"]).unwrap();
+}
