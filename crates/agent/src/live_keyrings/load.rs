@@ -1,5 +1,6 @@
 //! Reading keyrings from the store: all at start, one when its caller names a
-//! key id that is not in memory.
+//! key id that is not in memory, and once a minute those whose revision says
+//! that memory is behind.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,16 +8,17 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use fleet_kms_keyring::sealed::{self, Kind};
-use fleet_kms_keyring::{ClusterId, State, Version};
+use fleet_kms_keyring::{ClusterId, Keyring, State, Version};
 use fleet_kms_seal::StoreKey;
 use fleet_kms_store::{ReadError, Row, RowName};
 
-use super::{LiveCluster, LiveKeyrings, SealedKek, Snapshot, context, open_kek};
+use super::{LiveCluster, LiveKeyrings, SealedKek, Snapshot, WrapCounts, context, open_kek};
 use crate::authz::{Permit, actions};
 use crate::ledger::{Generator, Ledger, LedgerError};
 use crate::records::keyring::{self, KeyringError};
-use crate::records::payload::KeyringRecord;
+use crate::records::payload::{KeyringRecord, WrapsRecord};
 use crate::records::{Record, rows};
+use crate::wraps;
 
 /// A cluster's keyring is read again at most this often for unknown key ids.
 const REREAD_EVERY: Duration = Duration::from_secs(1);
@@ -86,21 +88,20 @@ impl LiveKeyrings {
     ) -> Result<(Self, Vec<DamagedKek>), LoadError> {
         let mut clusters = HashMap::new();
         let mut damaged = Vec::new();
-        let mut keks: HashMap<String, Row> = ledger
-            .scan_rows(rows::KEKS)
-            .await?
-            .into_iter()
-            .map(|row| (row.name.as_str().to_owned(), row))
-            .collect();
-        for record in ledger.scan::<KeyringRecord>(rows::KEYRINGS).await? {
+        // Keyrings first: whatever another agent adds meanwhile, each of them has its KEKs then.
+        let records = ledger.scan::<KeyringRecord>(rows::KEYRINGS).await?;
+        let mut wraps = scan_wraps(ledger).await?;
+        let mut keks = by_name(ledger.scan_rows(rows::KEKS).await?);
+        for record in records {
             let id = keyring::cluster_of(&record)?;
-            let snapshot = assemble(&record, id, &mut |name| keks.remove(name))?;
+            let mut snapshot = assemble(&record, id, &mut |name| keks.remove(name))?;
             for version in unopened(&snapshot, &store_key) {
-                let row = rows::kek(&id, version);
-                tracing::error!(cluster = %id, %version, row = row.as_str(), "a stored key does not open");
-                damaged.push(DamagedKek { cluster: id, version });
+                if !reread(ledger, &mut snapshot, &store_key, id, version).await? {
+                    damaged.push(DamagedKek { cluster: id, version });
+                }
             }
-            clusters.insert(id, Arc::new(LiveCluster::new(snapshot)));
+            let wraps = wraps.remove(&rows::wraps(&id)).unwrap_or_default();
+            clusters.insert(id, Arc::new(LiveCluster::new(snapshot, wraps)));
         }
         let live = Self {
             store_key: ArcSwapOption::from_pointee(store_key),
@@ -136,6 +137,90 @@ impl LiveKeyrings {
         self.publish(cluster, read_snapshot(ledger, &record, cluster).await?);
         Ok(Reloaded::Newer)
     }
+
+    /// Reads every keyring again that is newer in the store than in memory:
+    /// another agent changed it, or this one did and lost the reply, or was not
+    /// waited for by whoever asked. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read or a record is damaged.
+    pub async fn catch_up(&self, ledger: &Ledger) -> Result<usize, LoadError> {
+        let mut caught_up = 0;
+        for (row, revision) in ledger.scan_revisions(rows::KEYRINGS).await? {
+            let id = row.as_str().strip_prefix(rows::KEYRINGS).and_then(|id| id.parse().ok());
+            let known = id.and_then(|id| self.keyring(&id));
+            if known.is_some_and(|known| known.revision >= revision) {
+                continue;
+            }
+            if let Some(record) = ledger.read::<KeyringRecord>(&row).await? {
+                let id = keyring::cluster_of(&record)?;
+                self.publish(id, read_snapshot(ledger, &record, id).await?);
+                caught_up += 1;
+            }
+        }
+        Ok(caught_up)
+    }
+
+    /// Returns the KEKs that belong to a keyring record: those in memory, or
+    /// those of the store when memory is behind it.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn keks_of(
+        &self,
+        permit: &Permit<actions::Load>,
+        ledger: &Ledger,
+        record: &Record<KeyringRecord>,
+        keyring: &Keyring,
+    ) -> Result<HashMap<Version, SealedKek>, LedgerError> {
+        let cluster = permit.cluster();
+        match self.keyring(&cluster) {
+            Some(live) if live.revision == record.revision => Ok(live.keks.clone()),
+            Some(_) | None => {
+                let mut keks = by_name(ledger.scan_rows(&rows::keks(&cluster)).await?);
+                Ok(sealed_keks(keyring, cluster, &mut |name| keks.remove(name)))
+            }
+        }
+    }
+}
+
+fn by_name(rows: Vec<Row>) -> HashMap<RowName, Row> {
+    rows.into_iter().map(|row| (row.name.clone(), row)).collect()
+}
+
+/// Reads all counted wraps. They are only a hint: what is damaged counts from
+/// zero, and the head tells of it.
+async fn scan_wraps(ledger: &Ledger) -> Result<HashMap<RowName, WrapCounts>, LoadError> {
+    let mut found = HashMap::new();
+    for row in ledger.scan_rows(rows::WRAPS).await? {
+        match ledger.codec().decode::<WrapsRecord>(row) {
+            Ok(record) => drop(found.insert(record.row, wraps::parse(&record.payload))),
+            Err(error) => tracing::error!(%error, "the wraps of a cluster are counted from zero"),
+        }
+    }
+    Ok(found)
+}
+
+/// Reads a KEK that did not open once more; says whether it opens now.
+async fn reread(
+    ledger: &Ledger,
+    snapshot: &mut Snapshot,
+    store_key: &StoreKey,
+    cluster: ClusterId,
+    version: Version,
+) -> Result<bool, LoadError> {
+    let row = rows::kek(&cluster, version);
+    if let Some(found) = ledger.read_row(&row).await? {
+        let kek = SealedKek { row: found.name, bytes: found.bytes };
+        if open_kek(store_key, &kek).is_ok() {
+            snapshot.keks.insert(version, kek);
+            return Ok(true);
+        }
+    }
+    tracing::error!(%cluster, %version, row = row.as_str(), "a stored key does not open");
+    Ok(false)
 }
 
 /// Reads the KEKs that belong to a keyring record.
@@ -144,27 +229,32 @@ async fn read_snapshot(
     record: &Record<KeyringRecord>,
     cluster: ClusterId,
 ) -> Result<Snapshot, LoadError> {
-    let rows = ledger.scan_rows(&rows::keks(&cluster)).await?;
-    let mut keks: HashMap<String, Row> =
-        rows.into_iter().map(|row| (row.name.as_str().to_owned(), row)).collect();
+    let mut keks = by_name(ledger.scan_rows(&rows::keks(&cluster)).await?);
     assemble(record, cluster, &mut |name| keks.remove(name))
 }
 
 fn assemble(
     record: &Record<KeyringRecord>,
     cluster: ClusterId,
-    take: &mut dyn FnMut(&str) -> Option<Row>,
+    take: &mut dyn FnMut(&RowName) -> Option<Row>,
 ) -> Result<Snapshot, LoadError> {
     let keyring = keyring::parse(record)?;
-    let keks = keyring
-        .versions()
-        .iter()
+    let keks = sealed_keks(&keyring, cluster, take);
+    Ok(Snapshot { revision: record.revision, keyring, keks })
+}
+
+fn sealed_keks(
+    keyring: &Keyring,
+    cluster: ClusterId,
+    take: &mut dyn FnMut(&RowName) -> Option<Row>,
+) -> HashMap<Version, SealedKek> {
+    let versions = keyring.versions().iter();
+    versions
         .filter_map(|version| {
-            let row = take(rows::kek(&cluster, version.version).as_str())?;
+            let row = take(&rows::kek(&cluster, version.version))?;
             Some((version.version, SealedKek { row: row.name, bytes: row.bytes }))
         })
-        .collect();
-    Ok(Snapshot { revision: record.revision, keyring, keks })
+        .collect()
 }
 
 /// Names the rows of sealed keys that do not open, for `check-store`. Nothing
