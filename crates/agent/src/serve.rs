@@ -28,7 +28,8 @@ use crate::config::{Config, Listen};
 use crate::enrolment::EnrolmentService;
 use crate::errors::chain;
 use crate::ledger::Generator;
-use crate::{admin, ops, rotation};
+use crate::rotation::{Pace, Schedule};
+use crate::{admin, ops, wraps};
 
 /// The largest request of the data port: a batch of wrapped DEKs.
 const MAX_DATA_REQUEST: usize = 1 << 20;
@@ -149,7 +150,7 @@ async fn serve(
     let tasks = TaskTracker::new();
     let connections = Connections::observed_by(observer());
     spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
-    spawn_work(&tasks, &agent, &stop);
+    spawn_work(&tasks, &agent, config.pace, &stop);
     tasks.close();
     tracing::info!(
         data = %config.listen.data, enrolment = %config.listen.enrolment, admin = %config.listen.admin,
@@ -159,6 +160,9 @@ async fn serve(
     drain.drain();
     tasks.wait().await;
     flush_audit(&agent);
+    if let Err(error) = wraps::flush(&agent.keyrings, &agent.changes).await {
+        tracing::warn!(error = chain(&error), "the last counted wraps are lost");
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -210,13 +214,16 @@ fn spawn_ports(
     ops::spawn(tasks, agent, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
 }
 
-fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, stop: &CancellationToken) {
-    tasks.spawn(rotation::run(
+fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, pace: Pace, stop: &CancellationToken) {
+    let schedule = Schedule::new(
         Arc::clone(&agent.control_plane),
         Arc::clone(&agent.keyrings),
-        rotation::Clocks { wall: clocks::now, monotonic: clocks::monotonic },
-        stop.clone(),
-    ));
+        Arc::clone(&agent.changes),
+        (Arc::clone(agent.clock()), clocks::monotonic),
+        pace,
+    );
+    tasks.spawn(schedule.run(stop.clone()));
+    tasks.spawn(wraps::run(Arc::clone(&agent.keyrings), Arc::clone(&agent.changes), stop.clone()));
     let renewing = Arc::clone(agent);
     tasks.spawn(every(CERTIFICATES_EVERY, stop.clone(), move || {
         let agent = Arc::clone(&renewing);
