@@ -5,3 +5,7 @@
 //! they set; the programs themselves are run in `tests/tests`.
 
 pub(crate) mod rig;
+mod model;
+mod operations;
+mod random_operations;
+mod years;
