@@ -14,6 +14,8 @@ pub mod encryption_config;
 pub mod apiserver;
 pub mod programs;
 pub mod fleet;
+pub mod big_store;
+pub mod faketime;
 pub mod stored;
 pub mod control_plane;
 pub mod crash;

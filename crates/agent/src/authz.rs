@@ -74,6 +74,21 @@ impl<A: Action> FleetPermit<A> {
     }
 }
 
+/// Permits that nobody gave, for tests of what stands behind them.
+#[cfg(test)]
+impl<A: Action> Permit<A> {
+    pub(crate) fn danger_for_test(cluster: ClusterId) -> Self {
+        Self::new(cluster, "test".into())
+    }
+}
+
+#[cfg(test)]
+impl<A: Action> FleetPermit<A> {
+    pub(crate) fn danger_for_test() -> Self {
+        Self { who: "test".into(), scope: Scope::All, action: PhantomData }
+    }
+}
+
 /// Which clusters an admin may act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {

@@ -14,6 +14,7 @@ use fleet_kms_proto::agent::AgentAddress;
 use serde::Deserialize;
 
 use crate::root::Root;
+use crate::rotation::Pace;
 
 /// The prefix of the agent's environment variables.
 pub const PREFIX: &str = "FLEET_KMS_AGENT";
@@ -46,6 +47,8 @@ pub struct Config {
     pub backup: Option<Backup>,
     /// The rotation period of new clusters.
     pub rotation: RotationPolicy,
+    /// How many clusters are rotated in a second.
+    pub pace: Pace,
     /// How a log line looks.
     pub log_format: logging::Format,
     /// Which log lines are written.
@@ -168,6 +171,7 @@ struct RawBackup {
 struct RawRotation {
     #[serde(with = "humantime_serde")]
     period: Option<Duration>,
+    per_second: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -188,6 +192,7 @@ impl TryFrom<RawConfig> for Config {
 
     fn try_from(raw: RawConfig) -> Result<Self, Self::Error> {
         let rotation = raw.rotation.period.map(RotationPolicy::try_new).transpose();
+        let pace = raw.rotation.per_second.map_or(Some(Pace::default()), Pace::per_second);
         let log = raw.log;
         Ok(Self {
             name: raw
@@ -212,6 +217,10 @@ impl TryFrom<RawConfig> for Config {
             rotation: rotation
                 .map_err(|error| invalid("rotation.period", error, "use 1h to 3650days, such as 30days"))?
                 .unwrap_or_default(),
+            pace: pace.ok_or_else(|| {
+                let problem = format!("is not 1 to {}", Pace::MAX);
+                InvalidKey::new("rotation.per_second", problem, "use 50 unless the disk is slow")
+            })?,
             log_format: log.format.parse().map_err(|_| {
                 let problem = format!("`{}` is no log format", log.format);
                 InvalidKey::new("log.format", problem, "write \"text\" or \"json\"")

@@ -7,16 +7,16 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use fleet_kms_keyring::rotation::{InvalidPolicy, RotationPolicy};
+use fleet_kms_keyring::rotation::{InvalidPolicy, RotationPolicy, Step};
 use fleet_kms_keyring::{ClusterId, KeyId, Keyring, Rotate, RotateError, TransitionError, Version};
 use fleet_kms_store::Revision;
 
-use crate::authz::{Action, FleetPermit, Permit, actions};
+use crate::authz::{Action, FleetPermit, Permit, actions, internal};
 use crate::backup::{BackupError, Backups};
 use crate::changes::{ChangeError, Changes};
 use crate::clusters::{ClusterName, Clusters, InvalidClusterName, LiveClusterName};
 use crate::ledger::{Changeset, Generator, LedgerError};
-use crate::live_keyrings::{KeysError, LiveKeyrings, MakesKeks, SealedKek, Snapshot, stored_keks};
+use crate::live_keyrings::{KeysError, LiveKeyrings, MakesKeks, SealedKek, Snapshot};
 use crate::records::keyring::{self, KeyringError};
 use crate::records::payload::{ClusterRecord, KeyringRecord, NameRecord};
 use crate::records::rows;
@@ -83,7 +83,7 @@ pub enum KeyChangeError {
     /// none.
     #[error("the cluster was rotated, but no verified backup holds its new key; make one now")]
     NoBackup(#[source] Box<BackupError>),
-    /// A scheduled rotation that somebody else made first.
+    /// What the schedule was to do, somebody else did first.
     #[error("the cluster is no longer due")]
     NotDue,
 }
@@ -185,7 +185,7 @@ impl ControlPlane {
         how: Rotate,
         wish: Wish<'_>,
     ) -> Result<Rotated, ChangeError<KeyChangeError>> {
-        let rotated = self.rotate_as("key_rotate", permit, how, wish, &|_| Ok(())).await?;
+        let rotated = self.rotate_as("key_rotate", permit, how, wish, &|_, _| Ok(())).await?;
         if how != Rotate::Regular {
             let backed = self.backup().await;
             backed.map_err(|error| ChangeError::Refused(KeyChangeError::NoBackup(Box::new(error))))?;
@@ -217,10 +217,11 @@ impl ControlPlane {
         permit: &Permit<actions::Recovery>,
         how: Rotate,
     ) -> Result<Rotated, ChangeError<KeyChangeError>> {
-        self.rotate_as("key_rotate_recovered", permit, how, Wish::default(), &|_| Ok(())).await
+        self.rotate_as("key_rotate_recovered", permit, how, Wish::default(), &|_, _| Ok(())).await
     }
 
-    /// Rotates a cluster that is due; does nothing if it no longer is.
+    /// Rotates a cluster whose active version `from` is due; does nothing if
+    /// that is no longer so, because an operator or another agent came first.
     ///
     /// # Errors
     ///
@@ -228,11 +229,12 @@ impl ControlPlane {
     pub async fn rotate_due(
         &self,
         permit: &Permit<actions::ScheduledRotation>,
+        from: Version,
     ) -> Result<Rotated, ChangeError<KeyChangeError>> {
         let cluster = permit.cluster();
-        let now = self.changes.now();
-        let still_due = move |keyring: &Keyring| {
-            let due = keyring.due(&cluster) <= now;
+        // The version too: a clock that jumps between decision and commit could make the next one look due.
+        let still_due = move |keyring: &Keyring, now| {
+            let due = keyring.active().version == from && keyring.next_step(&cluster, now) == Step::Rotate;
             due.then_some(()).ok_or(KeyChangeError::NotDue)
         };
         self.rotate_as("key_rotate_scheduled", permit, Rotate::Regular, Wish::default(), &still_due).await
@@ -242,7 +244,7 @@ impl ControlPlane {
     ///
     /// # Errors
     ///
-    /// When the cluster is unknown or the store refuses.
+    /// When the activation is no longer in the future or the store refuses.
     pub async fn reanchor(
         &self,
         permit: &Permit<actions::ScheduledRotation>,
@@ -250,8 +252,7 @@ impl ControlPlane {
         let intent = self.key_intent("clock_reanchor", permit);
         let prepare = || {
             self.prepare_keyring(permit.cluster(), Wish::default(), |keyring, now| {
-                keyring.reanchor(now);
-                Ok(Vec::new())
+                keyring.reanchor(now).then(Vec::new).ok_or(KeyChangeError::NotDue)
             })
         };
         let (snapshot, revision) = self.changes.run_with_revision(intent, prepare).await?;
@@ -265,12 +266,12 @@ impl ControlPlane {
         permit: &Permit<A>,
         how: Rotate,
         wish: Wish<'_>,
-        check: &(dyn Fn(&Keyring) -> Result<(), KeyChangeError> + Send + Sync),
+        check: &(dyn Fn(&Keyring, SystemTime) -> Result<(), KeyChangeError> + Send + Sync),
     ) -> Result<Rotated, ChangeError<KeyChangeError>> {
         let intent = self.key_intent(action, permit).reason(wish.reason);
         let prepare = || {
             self.prepare_keyring(permit.cluster(), wish, |keyring, now| {
-                check(keyring)?;
+                check(keyring, now)?;
                 let mut key_ids = |_| KeyId::generate(&mut *(self.generator)());
                 let made = keyring.rotate(how, now, &mut key_ids)?;
                 made.into_iter()
@@ -352,8 +353,8 @@ impl ControlPlane {
         let made = change(&mut keyring, self.changes.now())?;
         let mut changeset = ledger.changeset();
         changeset.update(&record, &keyring::payload(&keyring));
-        // From the store, not from memory: a change that was committed just before may not be published yet.
-        let mut keks = stored_keks(ledger, cluster, &keyring).await?;
+        // Never just what is in memory: after a lost reply it has not seen the newest keys.
+        let mut keks = self.keyrings.keks_of(&internal::load(cluster), ledger, &record, &keyring).await?;
         for (version, kek) in made {
             changeset.insert_sealed(kek.row.clone(), kek.bytes.clone());
             keks.insert(version, kek);

@@ -18,6 +18,7 @@ use crate::records::payload::ChangeRecord;
 use crate::records::{Codec, Payload, Record, RecordError, rows};
 
 mod changeset;
+mod commit;
 mod head;
 mod keys;
 mod rebase;
@@ -36,8 +37,6 @@ pub type Generator = fn() -> Box<dyn rand_core::CryptoRng + Send>;
 pub const PAGE: usize = 500;
 /// Settled changes removed by one transaction: it leaves room for the rest.
 const SETTLED_PER_COMMIT: usize = 16;
-/// Attempts to commit while only the head moved (another agent's change).
-const HEAD_ATTEMPTS: usize = 16;
 
 /// Ties a store transaction to its intent in the audit.
 #[derive(Debug, Clone)]
@@ -220,6 +219,33 @@ impl Ledger {
         rows.into_iter().map(|row| Ok(codec.decode(row)?)).collect()
     }
 
+    /// Reads one row as it is stored.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn read_row(&self, name: &RowName) -> Result<Option<Row>, ReadError> {
+        self.store.get(name).await
+    }
+
+    /// Reads the names and revisions of all rows under a prefix.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn scan_revisions(&self, prefix: &str) -> Result<Vec<(RowName, Revision)>, ReadError> {
+        let mut found: Vec<(RowName, Revision)> = Vec::new();
+        loop {
+            let after = found.last().map(|(name, _)| name);
+            let page = self.store.page_revisions(prefix, after, PAGE).await?;
+            let full = page.len() == PAGE;
+            found.extend(page);
+            if !full {
+                return Ok(found);
+            }
+        }
+    }
+
     /// Reads all rows under a prefix as they are stored.
     ///
     /// # Errors
@@ -259,12 +285,24 @@ impl Ledger {
         let change_row = rows::change(&mark.change);
         changeset.insert(change_row.clone(), &self.change_record(mark));
         let mut head = self.head.lock().await;
-        let result = self.commit_over(&mut head, &changeset, &change_row).await;
+        let result = self.commit_over(&mut head, &changeset, Some(&change_row)).await;
         if result.is_err() {
             let settled = self.still_there(settled).await;
             self.settled().extend(settled);
         }
         result
+    }
+
+    /// Commits what is no change: counts, which no operator asked for and the
+    /// audit does not record. After `Unknown` the counts may or may not be
+    /// there.
+    ///
+    /// # Errors
+    ///
+    /// See [`WriteError`].
+    pub async fn commit_counts(&self, changeset: Changeset) -> Result<Revision, WriteError> {
+        let mut head = self.head.lock().await;
+        self.commit_over(&mut head, &changeset, None).await
     }
 
     /// Says that a change's outcome is in the audit: a later transaction
@@ -293,62 +331,6 @@ impl Ledger {
     /// When the store cannot be read.
     pub async fn happened(&self, change: &ChangeId) -> Result<bool, LedgerError> {
         Ok(self.read::<ChangeRecord>(&rows::change(change)).await?.is_some())
-    }
-
-    async fn commit_over(
-        &self,
-        head: &mut Head,
-        changeset: &Changeset,
-        change_row: &RowName,
-    ) -> Result<Revision, WriteError> {
-        let keys = self.keys.load_full();
-        if keys.are_locked() {
-            return Err(HeadError::Locked.into());
-        }
-        for _ in 0..HEAD_ATTEMPTS {
-            let mut next = head.next();
-            changeset.toggle_elements(&mut next, &keys);
-            let sealed = next.seal(&keys, &mut *(self.generator)());
-            let name = rows::fixed(rows::HEAD);
-            let txn = changeset.txn().expect(name.clone(), head.row_revision()).put(name, sealed);
-            match self.store.commit(txn).await {
-                Ok(revision) => {
-                    next.set_row_revision(revision);
-                    *head = next;
-                    return Ok(revision);
-                }
-                Err(CommitError::Conflict) => {
-                    let now = Head::load(&*self.store, &keys).await?;
-                    if now.row_revision() == head.row_revision() {
-                        return Err(WriteError::Conflict);
-                    }
-                    *head = now;
-                }
-                Err(error @ CommitError::Unknown(_)) => {
-                    return self.clear_up(head, change_row, error).await;
-                }
-                Err(error) => return Err(WriteError::NotApplied(error)),
-            }
-        }
-        Err(WriteError::Conflict)
-    }
-
-    /// After a lost reply: the change's own record says whether it happened.
-    async fn clear_up(
-        &self,
-        head: &mut Head,
-        change_row: &RowName,
-        error: CommitError,
-    ) -> Result<Revision, WriteError> {
-        let found = match self.store.get(change_row).await {
-            Ok(found) => found,
-            Err(_) => return Err(WriteError::Unknown(error)),
-        };
-        *head = Head::load(&*self.store, &self.keys.load_full()).await?;
-        match found {
-            Some(row) => Ok(row.revision),
-            None => Err(WriteError::NotApplied(error)),
-        }
     }
 
     /// Drops the records that another transaction has removed: after a lost

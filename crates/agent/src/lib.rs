@@ -27,6 +27,7 @@ pub mod enrolment;
 pub mod ca;
 pub mod control_plane;
 pub mod rotation;
+pub mod wraps;
 pub mod changes;
 pub mod trail;
 pub mod backup;
@@ -52,3 +53,5 @@ pub mod init;
 pub mod check_store;
 pub mod times;
 pub mod errors;
+#[cfg(test)]
+mod promises;

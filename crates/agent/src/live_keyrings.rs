@@ -24,10 +24,13 @@ use crate::records::rows;
 mod epochs;
 mod load;
 mod store_keys;
+mod wraps;
 
 pub use epochs::{NextEpoch, SlotSealError};
-pub use load::{DamagedKek, Held, LoadError, Reloaded, stored_keks, unopened_rows};
+pub use load::{DamagedKek, Held, LoadError, Reloaded, unopened_rows};
 pub use store_keys::StoreKeys;
+pub use wraps::WrapCounts;
+use wraps::Wraps;
 
 /// A KEK as it is stored: sealed under the store key, bound to its row.
 #[derive(Debug, Clone)]
@@ -52,6 +55,7 @@ pub struct Snapshot {
 pub struct LiveCluster {
     snapshot: ArcSwap<Snapshot>,
     reread: load::Reread,
+    wraps: Wraps,
 }
 
 /// A DEK, wrapped.
@@ -157,11 +161,13 @@ impl LiveKeyrings {
         dek: &[u8],
         now: SystemTime,
     ) -> Result<Wrapped, WrapError> {
-        let snapshot = self.snapshot(permit.cluster())?;
+        let live = self.live(permit.cluster())?;
+        let snapshot = live.snapshot.load_full();
         let version = snapshot.keyring.for_wrap(named, now)?;
         let header = Header { version: version.version, key_id: version.key_id };
         let kek = self.open(&snapshot, header.version)?;
         let bytes = wrapped_dek::wrap(&kek, header, &permit.cluster(), dek, &mut *(self.generator)())?;
+        live.wraps.count(header.version, 1);
         Ok(Wrapped { bytes, header })
     }
 
@@ -222,7 +228,7 @@ impl LiveKeyrings {
             live.replace(snapshot);
             return;
         }
-        let live = Arc::new(LiveCluster::new(snapshot));
+        let live = Arc::new(LiveCluster::new(snapshot, WrapCounts::default()));
         self.clusters.rcu(|clusters| {
             let mut clusters = HashMap::clone(clusters);
             clusters.entry(cluster).or_insert_with(|| Arc::clone(&live));
@@ -282,6 +288,10 @@ impl LiveKeyrings {
         self.keyring(&cluster).ok_or(KeysError::UnknownCluster)
     }
 
+    fn live(&self, cluster: ClusterId) -> Result<Arc<LiveCluster>, KeysError> {
+        self.clusters.load().get(&cluster).cloned().ok_or(KeysError::UnknownCluster)
+    }
+
     fn open(&self, snapshot: &Snapshot, version: Version) -> Result<Kek, KeysError> {
         let keys = self.store_keys.load();
         let keys = keys.as_deref().ok_or(KeysError::Locked)?;
@@ -302,8 +312,12 @@ impl LiveKeyrings {
 }
 
 impl LiveCluster {
-    fn new(snapshot: Snapshot) -> Self {
-        Self { snapshot: ArcSwap::from_pointee(snapshot), reread: load::Reread::default() }
+    fn new(snapshot: Snapshot, wraps: WrapCounts) -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            reread: load::Reread::default(),
+            wraps: Wraps::from_flushed(wraps),
+        }
     }
 
     /// Takes a snapshot unless it is older than the one there.

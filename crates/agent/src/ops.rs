@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use fleet_kms_keyring::rotation::WRAPS_HINT;
 use fleet_kms_process::ops::{self, OpsState};
 use fleet_kms_transport::{Connections, Drain};
 use prometheus_client::collector::Collector;
@@ -67,6 +68,8 @@ struct Gauges {
     oldest_active_seconds: i64,
     next_rotation_seconds: i64,
     unbacked: i64,
+    most_wraps: i64,
+    wraps_over_hint: i64,
 }
 
 impl Collector for State {
@@ -98,6 +101,13 @@ impl Collector for State {
                 gauges.next_rotation_seconds,
             ),
             ("versions_unbacked", "Versions in use that no verified backup holds", None, gauges.unbacked),
+            ("active_version_most_wraps", "Most wraps under any active version", None, gauges.most_wraps),
+            (
+                "active_versions_over_wraps_hint",
+                "Active versions with 2^32 wraps or more: rotate these clusters early",
+                None,
+                gauges.wraps_over_hint,
+            ),
             (
                 "backup_age",
                 "Age of the last verified backup; -1 when there is none",
@@ -142,6 +152,8 @@ fn gauges(agent: &Agent, now: SystemTime) -> Gauges {
         oldest_active_seconds: 0,
         next_rotation_seconds: i64::MAX,
         unbacked: 0,
+        most_wraps: 0,
+        wraps_over_hint: 0,
     };
     for (cluster, snapshot) in &keyrings {
         let keyring = &snapshot.keyring;
@@ -154,6 +166,10 @@ fn gauges(agent: &Agent, now: SystemTime) -> Gauges {
         gauges.overdue += i64::from(age > period);
         let due = seconds_between(now, keyring.due(cluster));
         gauges.next_rotation_seconds = gauges.next_rotation_seconds.min(due);
+    }
+    for (_, _, wraps) in agent.keyrings.active_wraps() {
+        gauges.most_wraps = gauges.most_wraps.max(i64::try_from(wraps).unwrap_or(i64::MAX));
+        gauges.wraps_over_hint += i64::from(wraps >= WRAPS_HINT);
     }
     if keyrings.is_empty() {
         gauges.next_rotation_seconds = 0;

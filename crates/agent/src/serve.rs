@@ -30,8 +30,9 @@ use crate::config::{Config, Listen};
 use crate::enrolment::EnrolmentService;
 use crate::errors::chain;
 use crate::ledger::Generator;
+use crate::rotation::{Pace, Schedule};
 use crate::slots::reseal;
-use crate::{admin, backup, local, ops, rotation};
+use crate::{admin, backup, local, ops, wraps};
 
 /// The largest request of the data port: a batch of wrapped DEKs.
 const MAX_DATA_REQUEST: usize = 1 << 20;
@@ -158,7 +159,7 @@ async fn serve(
     let connections = Connections::observed_by(observer());
     spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
     let work = TaskTracker::new();
-    spawn_work(&work, &agent, &stop);
+    spawn_work(&work, &agent, config.pace, &stop);
     match local::bind(&local::path_of(&config.store)) {
         Ok(local) => drop(tasks.spawn(local::serve(local, Arc::clone(&agent), drain.clone()))),
         // A full disk keeps commands on this host away, and nobody else.
@@ -181,6 +182,9 @@ async fn serve(
         tracing::info!("stopping in the middle of background work; it goes on at the next start");
     }
     flush_audit(Arc::clone(&agent)).await;
+    if let Err(error) = wraps::flush(&agent.keyrings, &agent.changes).await {
+        tracing::warn!(error = chain(&error), "the last counted wraps are lost");
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -232,13 +236,16 @@ fn spawn_ports(
     ops::spawn(tasks, agent, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
 }
 
-fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, stop: &CancellationToken) {
-    tasks.spawn(rotation::run(
+fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, pace: Pace, stop: &CancellationToken) {
+    let schedule = Schedule::new(
         Arc::clone(&agent.control_plane),
         Arc::clone(&agent.keyrings),
-        rotation::Clocks { wall: clocks::now, monotonic: clocks::monotonic },
-        stop.clone(),
-    ));
+        Arc::clone(&agent.changes),
+        (Arc::clone(agent.clock()), clocks::monotonic),
+        pace,
+    );
+    tasks.spawn(schedule.run(stop.clone()));
+    tasks.spawn(wraps::run(Arc::clone(&agent.keyrings), Arc::clone(&agent.changes), stop.clone()));
     tasks.spawn(reseal::run(Arc::clone(&agent.slots), stop.clone()));
     tasks.spawn(backup::run(Arc::clone(&agent.backups), stop.clone()));
     let renewing = Arc::clone(agent);

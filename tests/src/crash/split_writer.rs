@@ -52,10 +52,10 @@ pub async fn rotate() -> anyhow::Result<()> {
     let clusters = Arc::new(Clusters::load(&ledger).await?);
     let (log, witness) = (ChangeLog::open(&config.audit)?, Witness::new(&config.audit));
     let changes = Arc::new(ChangeMaker::new(ledger, log, witness, None, clock(), generator));
-    let due: Vec<_> = keyrings.keyrings().into_iter().map(|(cluster, _)| cluster).collect();
+    let due = keyrings.keyrings();
     let control_plane = ControlPlane::new(changes, Arc::new(keyrings), clusters, config.rotation, generator);
-    for cluster in due {
-        control_plane.rotate_due(&internal::schedule(cluster)).await?;
+    for (cluster, snapshot) in due {
+        control_plane.rotate_due(&internal::schedule(cluster), snapshot.keyring.active().version).await?;
     }
     Ok(())
 }

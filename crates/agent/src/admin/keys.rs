@@ -28,7 +28,9 @@ pub(super) async fn versions(
     let snapshot = snapshot(&call, &cluster)?;
     let after = paging.after.as_deref().map(version).transpose()?.map_or(0, Version::get);
     let mut rest = snapshot.keyring.versions().iter().filter(|version| version.version.get() > after);
-    let items: Vec<api::Version> = rest.by_ref().take(paging.limit).map(views::version).collect();
+    let wraps = call.agent().keyrings.wraps(&cluster.id);
+    let items = rest.by_ref().take(paging.limit).map(|version| views::version(version, &wraps));
+    let items: Vec<api::Version> = items.collect();
     let next = rest.next().and(items.last()).map(|last| last.version.to_string());
     Ok(Json(Page { items, next }))
 }
@@ -110,7 +112,8 @@ async fn change<A: ChangesVersion>(
     }
     call.agent().control_plane.change_version(&permit, number, options.wish()).await?;
     let after = snapshot(&call, &cluster)?;
-    let result = after.keyring.by_version(number).map(views::version);
+    let wraps = call.agent().keyrings.wraps(&cluster.id);
+    let result = after.keyring.by_version(number).map(|version| views::version(version, &wraps));
     let effects = effects(&before.keyring, &after.keyring);
     Ok(Json(Change { applied: true, effects, warnings: Vec::new(), result }))
 }

@@ -11,6 +11,7 @@ use fleet_kms_admin_api::status::{
 use fleet_kms_admin_api::{Status, openapi};
 use fleet_kms_identity::Subject;
 use fleet_kms_keyring::ClusterId;
+use fleet_kms_keyring::rotation::WRAPS_HINT;
 
 use crate::admin::refusal::Refused;
 use crate::admin::request::Call;
@@ -139,6 +140,11 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
     if clusters.overdue > 0 {
         let text = format!("the rotation of {} is late", clusters_in_words(clusters.overdue));
         warnings.push(warning("rotation_overdue", text, "look at the agent's log and its clock"));
+    }
+    let many = agent.keyrings.active_wraps().into_iter().filter(|(_, _, wraps)| *wraps >= WRAPS_HINT).count();
+    if many > 0 {
+        let text = format!("{many} clusters have wrapped 2^32 times or more under their active version");
+        warnings.push(warning("many_wraps", text, "rotate them early; nothing is at risk meanwhile"));
     }
     if clusters.unbacked > 0 {
         let text =

@@ -11,7 +11,7 @@ use fleet_kms_keyring::{ClusterId, KeyVersion, State};
 use crate::agent::Agent;
 use crate::clusters::LiveClusterName;
 use crate::identities::LiveIdentity;
-use crate::live_keyrings::Snapshot;
+use crate::live_keyrings::{Snapshot, WrapCounts};
 
 pub(super) fn cluster(
     cluster: &LiveClusterName,
@@ -42,7 +42,7 @@ pub(super) fn cluster(
     }
 }
 
-pub(super) fn version(version: &KeyVersion) -> api::Version {
+pub(super) fn version(version: &KeyVersion, wraps: &WrapCounts) -> api::Version {
     let destroy_not_before = match version.state {
         State::DestroyScheduled { not_before } => Some(not_before.into()),
         _ => None,
@@ -56,7 +56,7 @@ pub(super) fn version(version: &KeyVersion) -> api::Version {
         deactivated: version.deactivated.map(Timestamp::from),
         disabled: version.disabled.map(Timestamp::from),
         destroy_not_before,
-        wraps: version.wraps,
+        wraps: wraps.get(&version.version).copied().unwrap_or_default(),
         unbacked: version.unbacked,
     }
 }

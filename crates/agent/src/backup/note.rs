@@ -7,9 +7,10 @@ use std::sync::PoisonError;
 use fleet_kms_keyring::{ClusterId, Version};
 
 use super::{Backups, Verified};
+use crate::authz::internal;
 use crate::changes::ChangeError;
 use crate::ledger::{Changeset, LedgerError};
-use crate::live_keyrings::{Snapshot, stored_keks};
+use crate::live_keyrings::Snapshot;
 use crate::records::keyring::{self, KeyringError};
 use crate::records::payload::{BackupRecord, KeyringRecord};
 use crate::records::rows;
@@ -89,7 +90,7 @@ impl Backups {
             keyring.mark_backed(*highest);
             changeset.update(&record, &keyring::payload(&keyring));
             // From the store: a rotation that was committed just before may not be in memory yet.
-            let keks = stored_keks(ledger, *cluster, &keyring).await?;
+            let keks = self.keyrings.keks_of(&internal::load(*cluster), ledger, &record, &keyring).await?;
             snapshots.push((*cluster, Snapshot { revision: record.revision, keyring, keks }));
         }
         Ok((changeset, snapshots))

@@ -4,8 +4,9 @@
 use fleet_kms_keyring::sealed::Kind;
 use fleet_kms_store::{CommitError, Row, Txn};
 
+use super::commit::HEAD_ATTEMPTS;
 use super::head::Head;
-use super::{HEAD_ATTEMPTS, Keys, Ledger, LedgerError, WriteError};
+use super::{Keys, Ledger, LedgerError, WriteError};
 use crate::records::{epoch_of, rows};
 
 impl Ledger {

@@ -87,7 +87,8 @@ async fn an_edited_a_deleted_and_a_replayed_row_show() {
 
 #[tokio::test]
 async fn a_lost_reply_is_cleared_up_by_the_changes_own_record() {
-    for (fault, happened) in [(Fault::ReplyLost, true), (Fault::RequestLost, false)] {
+    // A late one is found out before it can surprise anybody.
+    for (fault, happened) in [(Fault::ReplyLost, true), (Fault::RequestLost, false), (Fault::Late, true)] {
         let flaky = Arc::new(Flaky::new(new_store().await));
         let store: Arc<dyn Store> = Arc::<Flaky>::clone(&flaky);
         let ledger = open(&store).await;
@@ -96,6 +97,7 @@ async fn a_lost_reply_is_cleared_up_by_the_changes_own_record() {
         assert_eq!(result.is_ok(), happened, "{fault:?}: {result:?}");
         assert_eq!(ledger.happened(&mark(1).change).await.unwrap(), happened);
         write(&ledger, 2).await.unwrap();
+        assert_eq!(ledger.happened(&mark(1).change).await.unwrap(), happened, "what was told stays true");
         assert!(matches!(ledger.check().await.unwrap(), Integrity::Intact { .. }));
     }
 }

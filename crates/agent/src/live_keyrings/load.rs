@@ -10,12 +10,13 @@ use fleet_kms_keyring::sealed::Kind;
 use fleet_kms_keyring::{ClusterId, Keyring, State, Version};
 use fleet_kms_store::{ReadError, Row, RowName};
 
-use super::{KeysError, LiveCluster, LiveKeyrings, SealedKek, Snapshot, StoreKeys};
+use super::{KeysError, LiveCluster, LiveKeyrings, SealedKek, Snapshot, StoreKeys, WrapCounts};
 use crate::authz::{FleetPermit, Permit, actions};
 use crate::ledger::{Generator, Ledger, LedgerError};
 use crate::records::keyring::{self, KeyringError};
-use crate::records::payload::KeyringRecord;
+use crate::records::payload::{KeyringRecord, WrapsRecord};
 use crate::records::{Record, rows};
+use crate::wraps;
 
 /// A cluster's keyring is read again at most this often for unknown key ids.
 const REREAD_EVERY: Duration = Duration::from_secs(1);
@@ -97,9 +98,15 @@ impl LiveKeyrings {
     ) -> Result<(Self, Vec<DamagedKek>), LoadError> {
         let mut clusters = HashMap::new();
         let mut damaged = Vec::new();
-        for (id, snapshot) in read_all(ledger).await? {
-            note_damage(id, &snapshot, &store_keys, &mut damaged);
-            clusters.insert(id, Arc::new(LiveCluster::new(snapshot)));
+        let mut wraps = scan_wraps(ledger).await?;
+        for (id, mut snapshot) in read_all(ledger).await? {
+            for version in unopened(&snapshot, &store_keys) {
+                if !reread(ledger, &mut snapshot, &store_keys, id, version).await? {
+                    damaged.push(DamagedKek { cluster: id, version });
+                }
+            }
+            let wraps = wraps.remove(&rows::wraps(&id)).unwrap_or_default();
+            clusters.insert(id, Arc::new(LiveCluster::new(snapshot, wraps)));
         }
         let live = Self {
             store_keys: ArcSwapOption::from_pointee(store_keys),
@@ -156,14 +163,60 @@ impl LiveKeyrings {
         self.publish(cluster, read_snapshot(ledger, &record, cluster).await?);
         Ok(Reloaded::Newer)
     }
+
+    /// Reads every keyring again that is newer in the store than in memory:
+    /// another agent changed it, or this one did and lost the reply, or was not
+    /// waited for by whoever asked. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read or a record is damaged.
+    pub async fn catch_up(&self, ledger: &Ledger) -> Result<usize, LoadError> {
+        let mut caught_up = 0;
+        for (row, revision) in ledger.scan_revisions(rows::KEYRINGS).await? {
+            let id = row.as_str().strip_prefix(rows::KEYRINGS).and_then(|id| id.parse().ok());
+            let known = id.and_then(|id| self.keyring(&id));
+            if known.is_some_and(|known| known.revision >= revision) {
+                continue;
+            }
+            if let Some(record) = ledger.read::<KeyringRecord>(&row).await? {
+                let id = keyring::cluster_of(&record)?;
+                self.publish(id, read_snapshot(ledger, &record, id).await?);
+                caught_up += 1;
+            }
+        }
+        Ok(caught_up)
+    }
+
+    /// Returns the KEKs that belong to a keyring record: those in memory, or
+    /// those of the store when memory is behind it.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub async fn keks_of(
+        &self,
+        permit: &Permit<actions::Load>,
+        ledger: &Ledger,
+        record: &Record<KeyringRecord>,
+        keyring: &Keyring,
+    ) -> Result<HashMap<Version, SealedKek>, LedgerError> {
+        let cluster = permit.cluster();
+        match self.keyring(&cluster) {
+            Some(live) if live.revision == record.revision => Ok(live.keks.clone()),
+            Some(_) | None => stored_keks(ledger, cluster, keyring).await,
+        }
+    }
 }
 
 /// Reads every keyring with its KEKs.
 async fn read_all(ledger: &Ledger) -> Result<Vec<(ClusterId, Snapshot)>, LoadError> {
+    // Keyrings first: whatever another agent adds meanwhile, each of them has its KEKs then.
+    let records = ledger.scan::<KeyringRecord>(rows::KEYRINGS).await?;
     let keks = ledger.scan_rows(rows::KEKS).await?.into_iter();
     let mut keks: HashMap<String, Row> = keks.map(|row| (row.name.as_str().to_owned(), row)).collect();
     let mut snapshots = Vec::new();
-    for record in ledger.scan::<KeyringRecord>(rows::KEYRINGS).await? {
+    for record in records {
         let id = keyring::cluster_of(&record)?;
         snapshots.push((id, assemble(&record, id, &mut |name| keks.remove(name))?));
     }
@@ -176,6 +229,39 @@ fn note_damage(id: ClusterId, snapshot: &Snapshot, store_keys: &StoreKeys, damag
         tracing::error!(cluster = %id, %version, row = row.as_str(), "a stored key does not open");
         damaged.push(DamagedKek { cluster: id, version });
     }
+}
+
+/// Reads all counted wraps. They are only a hint: what is damaged counts from
+/// zero, and the head tells of it.
+async fn scan_wraps(ledger: &Ledger) -> Result<HashMap<RowName, WrapCounts>, LoadError> {
+    let mut found = HashMap::new();
+    for row in ledger.scan_rows(rows::WRAPS).await? {
+        match ledger.codec().decode::<WrapsRecord>(row) {
+            Ok(record) => drop(found.insert(record.row, wraps::parse(&record.payload))),
+            Err(error) => tracing::error!(%error, "the wraps of a cluster are counted from zero"),
+        }
+    }
+    Ok(found)
+}
+
+/// Reads a KEK that did not open once more; says whether it opens now.
+async fn reread(
+    ledger: &Ledger,
+    snapshot: &mut Snapshot,
+    store_keys: &StoreKeys,
+    cluster: ClusterId,
+    version: Version,
+) -> Result<bool, LoadError> {
+    let row = rows::kek(&cluster, version);
+    if let Some(found) = ledger.read_row(&row).await? {
+        let kek = SealedKek { row: found.name, bytes: found.bytes };
+        if store_keys.open_kek(&kek).is_ok() {
+            snapshot.keks.insert(version, kek);
+            return Ok(true);
+        }
+    }
+    tracing::error!(%cluster, %version, row = row.as_str(), "a stored key does not open");
+    Ok(false)
 }
 
 /// Reads the KEKs that belong to a keyring record.
@@ -195,7 +281,7 @@ async fn read_snapshot(
 /// # Errors
 ///
 /// When the store cannot be read.
-pub async fn stored_keks(
+async fn stored_keks(
     ledger: &Ledger,
     cluster: ClusterId,
     keyring: &Keyring,

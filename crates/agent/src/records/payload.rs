@@ -74,6 +74,22 @@ pub enum VersionState {
     Destroyed = 6,
 }
 
+/// How often each version of a cluster has wrapped (`wraps/<id>`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WrapsRecord {
+    #[prost(message, repeated, tag = "1")]
+    pub versions: Vec<VersionWraps>,
+}
+
+/// The count of one version.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct VersionWraps {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    #[prost(uint64, tag = "2")]
+    pub wraps: u64,
+}
+
 /// An identity and the serials it may use (`identity/…`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct IdentityRecord {
@@ -252,6 +268,7 @@ payloads! {
     ClusterRecord => "a cluster",
     NameRecord => "a cluster name",
     KeyringRecord => "a keyring",
+    WrapsRecord => "counted wraps",
     IdentityRecord => "an identity",
     TokenRecord => "a join token",
     AuthorityRecord => "a certificate authority",

@@ -18,6 +18,8 @@ pub const SLOTS: &str = "slot/";
 pub const CLUSTERS: &str = "cluster/";
 /// Prefix of the keyring records.
 pub const KEYRINGS: &str = "keyring/";
+/// Prefix of the counted wraps.
+pub const WRAPS: &str = "wraps/";
 /// Prefix of the sealed KEKs.
 pub const KEKS: &str = "kek/";
 /// Prefix of the identities.
@@ -61,6 +63,11 @@ pub fn cluster_name(name: &str) -> RowName {
 /// The keyring record: which versions exist and in which state.
 pub fn keyring(id: &ClusterId) -> RowName {
     row(format!("{KEYRINGS}{id}"))
+}
+
+/// How often each version of a cluster has wrapped.
+pub fn wraps(id: &ClusterId) -> RowName {
+    row(format!("{WRAPS}{id}"))
 }
 
 /// One sealed KEK. Written once; rewritten only to re-seal or to destroy it.
