@@ -261,14 +261,35 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_kept_for_ten_minutes_and_the_memory_is_bounded() {
+    fn answers_are_kept_for_ten_minutes() {
+        let (replays, now) = (Replays::default(), Instant::now());
+        assert!(matches!(replays.begin(&key(), [1; 32], now), Begun::New));
+        replays.end(key(), Some(kept()));
+        assert!(matches!(replays.begin(&key(), [1; 32], now), Begun::Answered(_)));
+        assert!(matches!(replays.begin(&key(), [1; 32], now + KEEP), Begun::New));
+    }
+
+    #[test]
+    fn one_caller_forgets_its_own_oldest_answer_and_keeps_nobody_out() {
+        let (replays, now) = (Replays::default(), Instant::now());
+        let of = |caller: &str, n: usize| (caller.to_owned(), n.to_string());
+        for n in 0..MAX_KEPT {
+            let at = now + Duration::from_millis(n as u64);
+            assert!(matches!(replays.begin(&of("loud", n), [0; 32], at), Begun::New));
+            replays.end(of("loud", n), Some(kept()));
+        }
+        let own = replays.0.lock().unwrap().len();
+        assert_eq!(own, MAX_KEPT_EACH);
+        assert!(matches!(replays.begin(&key(), [1; 32], now), Begun::New));
+    }
+
+    #[test]
+    fn changes_under_way_are_never_forgotten_and_are_bounded() {
         let (replays, now) = (Replays::default(), Instant::now());
         for n in 0..MAX_KEPT {
-            let key = (String::new(), n.to_string());
+            let key = (n.to_string(), "k".to_owned());
             assert!(matches!(replays.begin(&key, [0; 32], now), Begun::New));
-            replays.end(key, Some(kept()));
         }
         assert!(matches!(replays.begin(&key(), [1; 32], now), Begun::Refused(_)));
-        assert!(matches!(replays.begin(&key(), [1; 32], now + KEEP), Begun::New));
     }
 }
