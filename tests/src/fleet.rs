@@ -17,6 +17,8 @@ use crate::wait::{self, START_LIMIT};
 
 /// The trust domain of test fleets.
 pub const TRUST_DOMAIN: &str = "fleet.test";
+/// The name of the one agent of a test fleet.
+pub const AGENT: &str = "agent-1";
 
 /// The agent's ports.
 #[derive(Debug, Clone, Copy)]
@@ -472,12 +474,13 @@ fn ready(ops: u16) -> Option<()> {
     http::get(ops, "/readyz").ok()?.ok().ok().map(drop)
 }
 
-fn agent_config(directory: &Path, ports: Ports, extra: &str) -> String {
+/// An agent's configuration on these ports of loopback, with everything below one directory.
+pub(crate) fn agent_config(directory: &Path, ports: Ports, extra: &str) -> String {
     let Ports { data, enrolment, admin, ops } = ports;
     let directory = directory.display();
     format!(
         r#"[agent]
-name = "agent-1"
+name = "{AGENT}"
 trust_domain = "{TRUST_DOMAIN}"
 addresses = [{{ data = "127.0.0.1:{data}", enrolment = "127.0.0.1:{enrolment}" }}]
 [listen]

@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use data_encoding::{BASE64, HEXLOWER};
@@ -242,7 +241,6 @@ fn no_kek_is_in_the_memory_of_an_idle_agent_nor_the_store_key_once_it_is_locked_
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Keys { store_key, kek } = runtime.block_on(keys(&fleet, &cluster.id))?;
     client.call(&["concurrent", "-goroutines", "8", "-calls", "50"])?.ok()?;
-    std::thread::sleep(Duration::from_secs(2));
 
     let schedule = aes256_schedule(&kek);
     let pid = fleet.agent.running()?.pid();

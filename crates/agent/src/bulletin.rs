@@ -1,21 +1,18 @@
 //! What every node is told: where the agents are and which roots to trust.
 
-use std::sync::Arc;
-
-use arc_swap::ArcSwap;
 use fleet_kms_proto::agent::AgentAddress;
 
 /// What every node is told.
 pub struct Bulletin {
     agents: Vec<AgentAddress>,
-    roots: ArcSwap<Vec<Vec<u8>>>,
+    roots: Vec<Vec<u8>>,
 }
 
 impl Bulletin {
     /// Makes the bulletin from the configured addresses and the trusted roots
     /// (DER).
     pub fn new(agents: Vec<AgentAddress>, roots: Vec<Vec<u8>>) -> Self {
-        Self { agents, roots: ArcSwap::from_pointee(roots) }
+        Self { agents, roots }
     }
 
     /// Returns the agents' addresses.
@@ -25,11 +22,6 @@ impl Bulletin {
 
     /// Returns the trusted roots, DER.
     pub fn roots(&self) -> Vec<Vec<u8>> {
-        Vec::clone(&self.roots.load())
-    }
-
-    /// Replaces the trusted roots.
-    pub fn set_roots(&self, roots: Vec<Vec<u8>>) {
-        self.roots.store(Arc::new(roots));
+        self.roots.clone()
     }
 }

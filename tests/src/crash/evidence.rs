@@ -14,7 +14,8 @@ use fleet_kms_agent::storage::{self, Storage};
 use fleet_kms_keyring::{ClusterId, Keyring, State};
 use serde_json::Value;
 
-use super::template::{AGENT, generator};
+use super::template::generator;
+use crate::fleet::AGENT;
 
 /// The rows of a store, as far as trials judge them.
 pub struct StoreView {

@@ -19,8 +19,9 @@ use fleet_kms_store::{
 };
 
 use super::node::clock;
-use super::template::{AGENT, generator, load};
+use super::template::{generator, load};
 use crate::child::Spec;
+use crate::fleet::AGENT;
 
 /// Where the process finds its configuration.
 const CONFIG: &str = "FLEET_KMS_SPLIT_WRITER";

@@ -26,14 +26,12 @@ use tempfile::TempDir;
 
 use super::evidence::StoreView;
 use super::node::{Credentials, Wrapped};
-use crate::fleet::{Ports, TRUST_DOMAIN};
+use crate::fleet::{Ports, agent_config};
 
 /// When a cluster was made whose rotation is due: longer ago than the period of 30 days.
 const LONG_AGO: Duration = Duration::from_secs(40 * 86_400);
 /// DEKs that were wrapped before anything happens.
 const OLD_DEKS: u8 = 16;
-/// The name of the agent in all trials.
-pub const AGENT: &str = "agent-1";
 /// The cluster's name.
 const CLUSTER: &str = "trial";
 
@@ -154,29 +152,9 @@ async fn open(config: &Config, clock: Clock) -> anyhow::Result<Agent> {
 }
 
 fn lay_out(directory: &Path, ports: Option<Ports>) -> anyhow::Result<PathBuf> {
-    let Ports { data, enrolment, admin, ops } =
-        ports.unwrap_or(Ports { data: 1, enrolment: 2, admin: 3, ops: 4 });
+    let ports = ports.unwrap_or(Ports { data: 1, enrolment: 2, admin: 3, ops: 4 });
     let file = directory.join("agent.toml");
-    let directory = directory.display();
-    let text = format!(
-        r#"[agent]
-name = "{AGENT}"
-trust_domain = "{TRUST_DOMAIN}"
-addresses = [{{ data = "127.0.0.1:{data}", enrolment = "127.0.0.1:{enrolment}" }}]
-[listen]
-data = "127.0.0.1:{data}"
-enrolment = "127.0.0.1:{enrolment}"
-admin = "127.0.0.1:{admin}"
-ops = "127.0.0.1:{ops}"
-[store]
-path = "{directory}/store.db"
-[root]
-file = "{directory}/root.key"
-[audit]
-directory = "{directory}/audit"
-"#
-    );
-    fs::write(&file, text)?;
+    fs::write(&file, agent_config(directory, ports, ""))?;
     Ok(file)
 }
 
