@@ -3,6 +3,8 @@
 //! The trials are worth what they can find: two of these tests break a promise on purpose and must see it.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use fleet_kms_tests::crash::operation::Operation;
 use fleet_kms_tests::crash::shim::Fault;
 use fleet_kms_tests::crash::trial::Plan;
@@ -18,8 +20,15 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap())
 }
 
+/// Each test keeps both cores busy by itself; two at once only run into each other's time limits and ports.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn every_operation_of_the_disk_may_be_the_last_one() {
+    let _alone = alone();
     let templates = Templates::new().unwrap();
     for operation in Operation::ALL {
         let operations = crash::operations(&Plan::new(operation, Fault::None), &templates).unwrap();
@@ -32,6 +41,7 @@ fn every_operation_of_the_disk_may_be_the_last_one() {
 
 #[test]
 fn random_crashes_lose_nothing_that_was_acknowledged() {
+    let _alone = alone();
     let (count, seed) = (number(TRIALS, FEW), number(SEED, 1));
     let templates = Templates::new().unwrap();
     let operations = Operation::ALL.map(|operation| {
@@ -46,6 +56,7 @@ fn random_crashes_lose_nothing_that_was_acknowledged() {
 
 #[test]
 fn a_disk_that_lies_about_syncing_the_store_is_found_out() {
+    let _alone = alone();
     let templates = Templates::new().unwrap();
     let lying = Plan { lie: Some("store.db".to_owned()), ..Plan::new(Operation::Rotation, Fault::None) };
     let operations = crash::operations(&lying, &templates).unwrap();
@@ -58,6 +69,7 @@ fn a_disk_that_lies_about_syncing_the_store_is_found_out() {
 
 #[test]
 fn a_rotation_in_two_transactions_is_found_out() {
+    let _alone = alone();
     let templates = Templates::new().unwrap();
     let split = Plan { instead: Some(split_writer::process), ..Plan::new(Operation::Rotation, Fault::None) };
     let operations = crash::operations(&split, &templates).unwrap();

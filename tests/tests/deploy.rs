@@ -154,10 +154,14 @@ fn the_programs_take_the_shipped_configurations_and_none_with_a_misspelt_key() {
     }
 }
 
-/// `# key = value` as `key = value`.
+/// `# key = value` as `key = value`, and `# [section]` as `[section]`.
 fn uncommented(line: &str) -> String {
+    let is_section = |code: &str| code.starts_with('[') && code.ends_with(']');
     let code = line.strip_prefix("# ").filter(|code| {
-        code.split_once(" = ").is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+        is_section(code)
+            || code
+                .split_once(" = ")
+                .is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
     });
     format!("{}\n", code.unwrap_or(line))
 }

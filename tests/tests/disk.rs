@@ -15,6 +15,7 @@ const WELL: Started = Started::Serves { unconfirmed: false, damaged: 0, unreadab
 const UNCONFIRMED: Started = Started::Serves { unconfirmed: true, damaged: 0, unreadable: 0 };
 /// The exit status for data that cannot be used.
 const DATA: Option<i32> = Some(65);
+const FAILURE: Option<i32> = Some(1);
 
 #[tokio::test]
 async fn a_running_agent_serves_on_and_refuses_changes_until_the_disk_takes_them() {
@@ -90,15 +91,16 @@ async fn a_start_needs_no_room_but_a_disk_that_works() {
     assert!(refusal.contains("cannot be recorded in the audit"), "{refusal}");
     stage.disk.heal().unwrap();
     stage.enrol().await.unwrap();
-    for (error, place, said) in [
-        (DiskError::ReadOnly, Where::Everywhere, "cannot be used: Read-only file system"),
-        (DiskError::Io, Where::Files("/store.db"), "cannot be used: Input/output error"),
-        (DiskError::Io, Where::Files("/audit/"), "the audit cannot be written: Input/output error"),
+    for (error, place, status, said) in [
+        (DiskError::ReadOnly, Where::Everywhere, DATA, "cannot be used: Read-only file system"),
+        (DiskError::Io, Where::Files("/store.db"), DATA, "cannot be used: Input/output error"),
+        // The audit is no data that could be damaged by this: docs/operations/exit-statuses.md.
+        (DiskError::Io, Where::Files("/audit/"), FAILURE, "the audit cannot be written: Input/output error"),
     ] {
         stage.reset().unwrap();
         stage.disk.fail_now(error, place).unwrap();
         match stage.start().await.unwrap() {
-            Started::Ended { code: DATA, text } if text.contains(said) => {}
+            Started::Ended { code, text } if code == status && text.contains(said) => {}
             other => panic!("{error:?} {place:?}: {other:?}"),
         }
         stage.disk.heal().unwrap();

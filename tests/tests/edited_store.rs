@@ -85,11 +85,11 @@ fn a_row_that_the_agent_cannot_do_without_is_named_and_nothing_starts() {
         ),
         (
             "slot/",
-            "does not open the store; use the root key file that `kms-agent init` made; if it is that one",
+            "does not open the store; use a root key or passphrase of one of its slots; if it is one, the store was altered",
         ),
         (
             "meta",
-            "does not open the store; use the root key file that `kms-agent init` made; if it is that one",
+            "does not open the store; use a root key or passphrase of one of its slots; if it is one, the store was altered",
         ),
     ] {
         stopped.flip(prefix);

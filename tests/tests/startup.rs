@@ -228,7 +228,7 @@ fn a_root_key_file_that_cannot_be_used_is_named_with_a_remedy() {
     run(Program::Agent, &agent.config).must_be(CONFIG, &[&length]);
 
     fs::write(&root, [7; 32]).unwrap();
-    let other = format!("{path} does not open the store; use the root key file that `kms-agent init` made");
+    let other = format!("{path} does not open the store; use a root key or passphrase of one of its slots");
     run(Program::Agent, &agent.config).must_be(DATA, &[&other]);
 
     fs::remove_file(&root).unwrap();
