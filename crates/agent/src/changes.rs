@@ -151,6 +151,20 @@ impl Changes {
         self.ledger.lock().await;
     }
 
+    /// Does something that reads or counts beside the changes, while the keys
+    /// stay as they are; `None` when the agent is locked or the store is not
+    /// confirmed.
+    pub(crate) async fn beside_changes<T, F: Future<Output = T>>(
+        &self,
+        act: impl FnOnce() -> F,
+    ) -> Option<T> {
+        let locked = self.locked.read().await;
+        if *locked || self.unconfirmed().is_some() {
+            return None;
+        }
+        Some(act().await)
+    }
+
     /// Returns the ledger.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger

@@ -111,7 +111,7 @@ impl Schedule {
     /// Looks at every cluster once and does what is due; returns how long to
     /// wait before the next look.
     async fn look(&mut self, pace: &mut Interval, stop: &CancellationToken) -> Duration {
-        if self.is_refused() {
+        if self.keyrings.is_locked() || self.is_refused() {
             return LOOK_EVERY;
         }
         let started = (self.monotonic)();
@@ -150,7 +150,8 @@ impl Schedule {
 
     /// Compares memory with the store. It goes on without, if it must.
     async fn catch_up(&self) {
-        match self.keyrings.catch_up(self.changes.ledger()).await {
+        let caught_up = self.changes.beside_changes(|| self.keyrings.catch_up(self.changes.ledger()));
+        match caught_up.await.unwrap_or(Ok(0)) {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "read keyrings that are newer in the store"),
             Err(error) => tracing::warn!(error = chain(&error), "the store cannot be compared with memory"),

@@ -54,12 +54,13 @@ pub async fn run(keyrings: Arc<LiveKeyrings>, changes: Arc<Changes>, stop: Cance
 ///
 /// When the store does not take it; it is then stored by a later flush.
 pub async fn flush(keyrings: &LiveKeyrings, changes: &Changes) -> Result<(), FlushError> {
-    if changes.unconfirmed().is_some() {
-        return Ok(());
-    }
+    changes.beside_changes(|| flush_all(keyrings, changes.ledger())).await.unwrap_or(Ok(()))
+}
+
+async fn flush_all(keyrings: &LiveKeyrings, ledger: &Ledger) -> Result<(), FlushError> {
     let taken = keyrings.take_wraps();
     for (done, batch) in taken.chunks(BATCH).enumerate() {
-        if let Err(error) = flush_batch(keyrings, changes.ledger(), batch).await {
+        if let Err(error) = flush_batch(keyrings, ledger, batch).await {
             // Counts of an unclear commit are given up: twice would be worse than not at all.
             let unclear = usize::from(matches!(error, FlushError::Write(WriteError::Unknown(_))));
             for (cluster, counts) in taken.iter().skip((done + unclear) * BATCH) {
