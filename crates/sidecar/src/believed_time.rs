@@ -18,6 +18,7 @@ use arc_swap::ArcSwapOption;
 use fleet_kms_process::clock;
 use fleet_kms_transport::Clock;
 
+pub(crate) use self::proof::chains;
 pub use self::proof::{TimeProofError, verify};
 
 /// The believed time. Clones are the same.

@@ -22,6 +22,7 @@ pub mod node_identity;
 pub mod enrolment;
 pub mod upkeep;
 pub mod believed_time;
+pub mod doctor;
 
 pub mod grpc_code;
 pub mod errors;

@@ -9,6 +9,7 @@ use fleet_kms_identity::Directory;
 use fleet_kms_process::{exit, runtime};
 use fleet_kms_sidecar::believed_time::BelievedTime;
 use fleet_kms_sidecar::config::{Config, ENVIRONMENT, RawConfig};
+use fleet_kms_sidecar::doctor;
 use fleet_kms_sidecar::errors::chain;
 use fleet_kms_sidecar::run;
 use fleet_kms_sidecar::upkeep::{EnrolError, Upkeep};
@@ -44,6 +45,17 @@ enum Command {
         #[arg(long)]
         token_file: Option<PathBuf>,
     },
+    /// Say what is wrong on this node, and what to do about it. Changes nothing. Ends with 1 if anything fails.
+    Doctor {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// How the report is printed.
+        #[arg(short, long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+        /// kube-apiserver's static pod [default: where kubeadm puts it; else the running process].
+        #[arg(long)]
+        apiserver_manifest: Option<PathBuf>,
+    },
     /// Read the configuration, say what is wrong with it, do nothing else.
     CheckConfig {
         #[command(flatten)]
@@ -51,6 +63,14 @@ enum Command {
     },
     /// Print the version.
     Version,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 #[derive(Debug, clap::Args)]
@@ -94,6 +114,9 @@ fn command(command: Command) -> Result<(), Failure> {
         Command::Run { config, replace } => run::run(config.load()?, replace, random)
             .map_err(|error| Failure { code: error.exit_code(), text: chain(&error) }),
         Command::Enrol { config, token_file } => enrol(config.load()?, token_file),
+        Command::Doctor { config, output, apiserver_manifest } => {
+            doctor(&config.load()?, output, apiserver_manifest)
+        }
         Command::CheckConfig { config } => {
             config.load()?;
             println!("the configuration is good");
@@ -103,6 +126,21 @@ fn command(command: Command) -> Result<(), Failure> {
             println!("kms-sidecar {}", env!("CARGO_PKG_VERSION"));
             Ok(())
         }
+    }
+}
+
+fn doctor(config: &Config, output: Output, manifest: Option<PathBuf>) -> Result<(), Failure> {
+    let runtime = runtime::current_thread(2).map_err(|error| Failure::new(&error))?;
+    let report = runtime.block_on(doctor::examine(config, manifest, random));
+    // A name server that does not answer must not keep this command.
+    runtime.shutdown_background();
+    match output {
+        Output::Text => println!("{report}"),
+        Output::Json => println!("{}", report.to_json()),
+    }
+    match report.count(doctor::Status::Fail) {
+        0 => Ok(()),
+        failed => Err(Failure { code: exit::FAILURE, text: format!("{failed} checks failed") }),
     }
 }
 

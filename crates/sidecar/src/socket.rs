@@ -56,7 +56,7 @@ impl SocketConfig {
         name.into()
     }
 
-    fn lock_path(&self) -> PathBuf {
+    pub(crate) fn lock_path(&self) -> PathBuf {
         self.beside(".lock")
     }
 

@@ -78,8 +78,8 @@ fn authority(der: &[u8]) -> Option<X509Certificate<'_>> {
     (rest.is_empty() && certificate.is_ca()).then_some(certificate)
 }
 
-/// Whether each issuer is signed by the next, until one is signed by a root.
-fn chains(issuers: &[X509Certificate<'_>], roots: &[X509Certificate<'_>]) -> bool {
+/// Whether each certificate is signed by the next, until one is signed by a root.
+pub(crate) fn chains(issuers: &[X509Certificate<'_>], roots: &[X509Certificate<'_>]) -> bool {
     let signed_by = |subject: &X509Certificate<'_>, issuer: &X509Certificate<'_>| {
         subject.issuer() == issuer.subject() && subject.verify_signature(Some(issuer.public_key())).is_ok()
     };

@@ -29,11 +29,11 @@ impl Account {
         text.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Id)
     }
 
-    pub(super) fn uid(&self) -> Result<Uid, UnknownAccount> {
+    pub(crate) fn uid(&self) -> Result<Uid, UnknownAccount> {
         self.id("user", "/etc/passwd").map(Uid::from_raw)
     }
 
-    pub(super) fn gid(&self) -> Result<Gid, UnknownAccount> {
+    pub(crate) fn gid(&self) -> Result<Gid, UnknownAccount> {
         self.id("group", "/etc/group").map(Gid::from_raw)
     }
 
