@@ -83,6 +83,10 @@ impl CertificateRefused {
             Self::Chain(rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature)) => {
                 "bad_signature"
             }
+            Self::Chain(rustls::Error::InvalidCertificate(
+                rustls::CertificateError::InvalidPurpose
+                | rustls::CertificateError::InvalidPurposeContext { .. },
+            )) => "wrong_usage",
             Self::Chain(_) => "unknown_ca",
             Self::Form(_) => "not_a_fleet_certificate",
             Self::NotAnAgent(_) => "not_an_agent",
