@@ -54,12 +54,7 @@ impl Member {
     /// What the agent says.
     pub async fn enrol(ports: Ports, token: &str, node: &str) -> anyhow::Result<Self> {
         let key = KeyPair::generate()?;
-        let token: JoinToken = token.parse()?;
-        let csr = key.csr_der()?;
-        let request = EnrolRequest { token: token.expose_secret().to_vec(), csr, node: node.to_owned() };
-        let tls = first_contact_tls(*token.root_sha256(), Arc::new(clock::now));
-        let mut port = open(ports.enrolment, &tls, EnrolmentClient::new).await?;
-        let answer = port.client.enrol(request).await?.into_inner();
+        let answer = enrol_for(ports, token, node, key.csr_der()?).await?;
         Ok(Self::from_answer(answer, key))
     }
 
@@ -167,6 +162,60 @@ impl Connected<DataPlaneClient<LinkService>> {
     }
 }
 
+/// Enrols with a token and this request.
+///
+/// # Errors
+/// What the agent says; a [`Status`] when it refuses.
+pub async fn enrol_for(
+    ports: Ports,
+    token: &str,
+    node: &str,
+    csr: Vec<u8>,
+) -> anyhow::Result<CertificateResponse> {
+    let token: JoinToken = token.parse()?;
+    let mut port = first_contact(ports, &token).await?;
+    let request = EnrolRequest { token: token.expose_secret().to_vec(), csr, node: node.to_owned() };
+    Ok(port.client.enrol(request).await?.into_inner())
+}
+
+async fn first_contact(
+    ports: Ports,
+    token: &JoinToken,
+) -> anyhow::Result<Connected<EnrolmentClient<LinkService>>> {
+    let tls = first_contact_tls(*token.root_sha256(), Arc::new(clock::now));
+    open(ports.enrolment, &tls, EnrolmentClient::new).await
+}
+
+/// Somebody who tries secrets.
+pub struct Guesser {
+    port: Connected<EnrolmentClient<LinkService>>,
+    csr: Vec<u8>,
+}
+
+impl Guesser {
+    /// Connects; a good token says which root the agent must show.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub async fn connect(ports: Ports, good: &str) -> anyhow::Result<Self> {
+        let csr = KeyPair::generate()?.csr_der()?;
+        Ok(Self { port: first_contact(ports, &good.parse()?).await?, csr })
+    }
+
+    /// Tries a secret, and returns the refusal.
+    ///
+    /// # Errors
+    /// When the secret was one.
+    pub async fn guess(&mut self, guess: u64) -> anyhow::Result<Status> {
+        let token = [guess.to_be_bytes(), [7; 8], [8; 8], [9; 8]].concat();
+        let request = EnrolRequest { token, csr: self.csr.clone(), node: String::new() };
+        match self.port.client.enrol(request).await {
+            Err(refused) => Ok(refused),
+            Ok(_) => Err(anyhow!("{guess} was a token")),
+        }
+    }
+}
+
 /// Connects to a port of 127.0.0.1.
 ///
 /// # Errors
@@ -201,8 +250,3 @@ pub fn reason_of(status: &Status) -> String {
 
 /// A loopback address that is not the usual one: another source.
 pub const ELSEWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
-
-/// What went wrong in a thread or task of a test.
-pub fn failed(error: impl std::fmt::Display) -> anyhow::Error {
-    anyhow!("{error}")
-}
