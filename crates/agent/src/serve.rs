@@ -18,7 +18,7 @@ use fleet_kms_proto::agent::data_plane_server::DataPlaneServer;
 use fleet_kms_proto::agent::enrolment_server::EnrolmentServer;
 use fleet_kms_transport::deadline::DeadlineLayer;
 use fleet_kms_transport::{
-    ClientAuth, Clock, Connections, Drain, Observer, ServeLimits, ServerTls, TlsPort, agent_tls,
+    ClientAuth, Clock, Connections, Drain, Observer, Roots, ServeLimits, ServerTls, TlsPort, agent_tls,
 };
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -38,8 +38,11 @@ use crate::{admin, backup, local, ops, wraps};
 const MAX_DATA_REQUEST: usize = 1 << 20;
 /// The largest request of the enrolment port: a CSR.
 const MAX_ENROLMENT_REQUEST: usize = 16 << 10;
-/// The agent looks at the issuing CA and its own certificate so often.
-const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
+/// The agent looks at the fleet CA in the store so often,
+const CA_EVERY: Duration = Duration::from_secs(60);
+/// and at the dates of its own certificate and of the roots: no longer is it out
+/// of service when its machine was suspended beyond them.
+const DATES_EVERY: Duration = Duration::from_secs(5);
 /// How long a stop waits for background work.
 const WORK_GRACE: Duration = Duration::from_millis(500);
 /// Data calls are summed up into audit lines so often.
@@ -197,17 +200,17 @@ fn spawn_ports(
     drain: &Drain,
     registry: Registry,
 ) -> Result<(), ServeError> {
-    let tls = |auth| -> ServerTls {
-        let clock = Arc::clone(agent.clock());
-        agent_tls(Arc::clone(agent.own.live()), Arc::clone(&agent.roots), clock, auth)
+    let tls = |roots: &Arc<Roots>, auth| -> ServerTls {
+        agent_tls(Arc::clone(agent.own.live()), Arc::clone(roots), Arc::clone(agent.clock()), auth)
     };
+    let roots = agent.ca.roots();
     let port = |listener, tls| TlsPort::from_std(listener, tls).map_err(ServeError::Start);
     let limits = ServeLimits::default;
     let body = |request: http::Request<hyper::body::Incoming>| request.map(tonic::body::Body::new);
 
     let data = DataPlaneServer::new(agent.data_plane()).max_decoding_message_size(MAX_DATA_REQUEST);
     let data = DeadlineLayer.layer(data.map_request(body));
-    let listener = port(listeners.data, tls(ClientAuth::Required))?;
+    let listener = port(listeners.data, tls(&roots.data, ClientAuth::Required))?;
     tasks.spawn(fleet_kms_transport::serve(listener, data, limits(), connections.clone(), drain.clone()));
 
     let enrolment = EnrolmentService::new(
@@ -220,7 +223,7 @@ fn spawn_ports(
     );
     let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(MAX_ENROLMENT_REQUEST);
     let enrolment = DeadlineLayer.layer(enrolment.map_request(body));
-    let listener = port(listeners.enrolment, tls(ClientAuth::OptionalMayBeExpired))?;
+    let listener = port(listeners.enrolment, tls(&roots.enrolment, ClientAuth::OptionalMayBeExpired))?;
     tasks.spawn(fleet_kms_transport::serve(
         listener,
         enrolment,
@@ -229,7 +232,7 @@ fn spawn_ports(
         drain.clone(),
     ));
 
-    let listener = port(listeners.admin, tls(ClientAuth::Required).with_http1())?;
+    let listener = port(listeners.admin, tls(&roots.admin, ClientAuth::Required).with_http1())?;
     let router = admin::router(Arc::clone(agent), connections.clone());
     tasks.spawn(fleet_kms_transport::serve(listener, router, limits(), connections.clone(), drain.clone()));
 
@@ -248,10 +251,15 @@ fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, pace: Pace, stop: &Cancel
     tasks.spawn(wraps::run(Arc::clone(&agent.keyrings), Arc::clone(&agent.changes), stop.clone()));
     tasks.spawn(reseal::run(Arc::clone(&agent.slots), stop.clone()));
     tasks.spawn(backup::run(Arc::clone(&agent.backups), stop.clone()));
-    let renewing = Arc::clone(agent);
-    tasks.spawn(every(CERTIFICATES_EVERY, stop.clone(), move || {
-        let agent = Arc::clone(&renewing);
-        async move { agent.renew_certificates().await }
+    let ca = Arc::clone(&agent.ca);
+    tasks.spawn(every(CA_EVERY, stop.clone(), move || {
+        let ca = Arc::clone(&ca);
+        async move { ca.renew().await }
+    }));
+    let ca = Arc::clone(&agent.ca);
+    tasks.spawn(every(DATES_EVERY, stop.clone(), move || {
+        ca.follow_dates();
+        std::future::ready(())
     }));
     let flushing = Arc::clone(agent);
     tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || flush_audit(Arc::clone(&flushing))));
