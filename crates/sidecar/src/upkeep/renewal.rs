@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use fleet_kms_identity::{Renewal, renewal_due};
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::{EnrolError, Moved};
 use crate::believed_time::BelievedTime;
@@ -34,7 +34,7 @@ pub(super) async fn renew_for_ever(identity: NodeIdentity, time: BelievedTime, m
             false => renewal_due(not_after, life, time.now(), seed),
         };
         match renewal {
-            Renewal::In(wait) => sleep(wait.min(LOOK_EVERY)).await,
+            Renewal::In(wait) => sleep_or_told(wait.min(LOOK_EVERY), &time).await,
             Renewal::Due => match renew(&identity).await {
                 Ok(()) => {
                     moved.metrics.renewed(OK);
@@ -44,12 +44,18 @@ pub(super) async fn renew_for_ever(identity: NodeIdentity, time: BelievedTime, m
                 Err(error) => {
                     moved.metrics.renewed("failed");
                     tracing::warn!(error = chain(&error), "cannot renew the certificate; it is tried again");
-                    sleep(jittered(pause, self::seed(random))).await;
+                    sleep_or_told(jittered(pause, self::seed(random)), &time).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             },
         }
     }
+}
+
+/// Sleeps, but not on when an agent tells the time: the wait may be a wrong
+/// clock's, and the failure a date's.
+async fn sleep_or_told(wait: Duration, time: &BelievedTime) {
+    let _ = timeout(wait, time.told()).await;
 }
 
 async fn renew(identity: &NodeIdentity) -> Result<(), EnrolError> {
