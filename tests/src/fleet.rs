@@ -407,6 +407,18 @@ impl Sidecar {
         Ok(())
     }
 
+    /// Gives it another ops port: while it was off, another program may have taken its own.
+    ///
+    /// # Errors
+    /// When none is free, or its configuration cannot be written.
+    pub fn move_ops(&mut self) -> anyhow::Result<()> {
+        let address = |port: u16| format!("address = \"127.0.0.1:{port}\"");
+        let (text, port) = (fs::read_to_string(&self.config)?, free_port()?);
+        fs::write(&self.config, text.replace(&address(self.ops), &address(port)))?;
+        self.ops = port;
+        Ok(())
+    }
+
     /// Waits until it can reach an agent.
     ///
     /// # Errors
