@@ -209,6 +209,17 @@ async fn a_renewal_does_not_sleep_on_when_the_time_turns_out_to_be_another() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_over_by_the_time_that_is_believed_is_not_renewed_in_a_loop() {
+    let fleet = Fleet::new(Duration::from_secs(1), Duration::from_secs(900));
+    fleet.upkeep.enrol(&fleet.desk.token.to_text()).await.unwrap();
+    fleet.run();
+    fleet.until("renewed", |fleet| fleet.desk.renewals.load(Ordering::SeqCst) > 0).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let renewals = fleet.desk.renewals.load(Ordering::SeqCst);
+    assert!(renewals <= 3, "{renewals} certificates in seconds");
+}
+
+#[tokio::test]
 async fn a_second_token_gives_an_enrolled_node_another_identity() {
     let fleet = Fleet::new(WEEK, NOT_AHEAD);
     fleet.upkeep.enrol(&fleet.desk.token.to_text()).await.unwrap();

@@ -40,6 +40,12 @@ pub(super) async fn renew_for_ever(identity: NodeIdentity, time: BelievedTime, m
                     moved.metrics.renewed(OK);
                     tracing::info!(serial = %identity.certificate().serial(), "renewed the certificate");
                     (seed, pause) = (self::seed(random), FIRST_PAUSE);
+                    if identity.certificate().not_after() <= time.now() {
+                        // The agent has set its clock back since it told the time.
+                        moved.links.context().time_is_doubtful.notify_one();
+                    }
+                    // Whatever the clocks say, nobody needs two certificates at once.
+                    sleep_or_told(FIRST_PAUSE, &time).await;
                 }
                 Err(error) => {
                     moved.metrics.renewed("failed");
