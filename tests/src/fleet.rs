@@ -165,6 +165,16 @@ impl Fleet {
         Ok(Cluster { name: name.to_owned(), id: id.to_owned() })
     }
 
+    /// A cluster that was made before.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn cluster_named(&self, name: &str) -> anyhow::Result<Cluster> {
+        let shown = self.kmsctl_json(&["cluster", "show", name])?;
+        let id = shown.get("id").and_then(Value::as_str).context("the cluster's id")?;
+        Ok(Cluster { name: name.to_owned(), id: id.to_owned() })
+    }
+
     /// Makes a join token.
     ///
     /// # Errors

@@ -303,6 +303,27 @@ fn an_api_server_comes_back_by_itself_after_179_days_and_a_root_rollover_on_the_
     a_control_plane_is_off(true)
 }
 
+/// The agent's clock is the fleet's. While it is wrong nodes may be refused; once it is right they serve again, and
+/// nobody has to do anything.
+#[test]
+fn an_agent_that_boots_with_a_wrong_clock_serves_as_soon_as_it_is_right() -> anyhow::Result<()> {
+    let mut world = World::start()?;
+    let mut node = world.node("node")?;
+    for boot in [Boot::At1970, Boot::AYearAhead] {
+        world.fleet.agent.kill9()?;
+        world.clock.set(boot.ahead(0))?;
+        world.fleet.agent.start()?;
+        // At its start the node asks for the time, and believes it where the agent can prove it.
+        node.sidecar.restart()?;
+        node.decrypts().err().context("the node is served although the agent takes it for expired")?;
+        world.clock.set(0)?;
+        let (back, took) = timed(|| node.comes_back());
+        back?;
+        println!("the agent booted {boot:?}: the node is back {took:?} after its clock was right");
+    }
+    node.comes_back()
+}
+
 /// A machine that was suspended: the agent runs on with a certificate that has expired meanwhile, renews it, and the
 /// node, which was suspended with it, as well. Then a clock that was a year ahead is set right.
 #[test]
