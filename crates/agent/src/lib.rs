@@ -43,6 +43,7 @@ pub mod restored;
 pub mod rolled_back;
 
 pub mod bulletin;
+pub mod fleet_ca;
 pub mod clusters;
 pub mod identities;
 pub mod sightings;

@@ -18,7 +18,7 @@ use fleet_kms_proto::agent::data_plane_server::DataPlaneServer;
 use fleet_kms_proto::agent::enrolment_server::EnrolmentServer;
 use fleet_kms_transport::deadline::DeadlineLayer;
 use fleet_kms_transport::{
-    ClientAuth, Clock, Connections, Drain, ServeLimits, ServerTls, TlsPort, agent_tls,
+    ClientAuth, Clock, Connections, Drain, Roots, ServeLimits, ServerTls, TlsPort, agent_tls,
 };
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -55,8 +55,11 @@ const ENROLMENT_AGE: Duration = Duration::from_secs(60);
 const ENROLMENT_PER_SOURCE: usize = 1_000;
 /// Connections of one admin: automation makes one for each command.
 const ADMIN_PER_IDENTITY: usize = 64;
-/// The agent looks at the issuing CA and its own certificate so often.
-const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
+/// The agent looks at the fleet CA in the store so often,
+const CA_EVERY: Duration = Duration::from_secs(60);
+/// and at the dates of its own certificate and of the roots: no longer is it out
+/// of service when its machine was suspended beyond them.
+const DATES_EVERY: Duration = Duration::from_secs(5);
 /// How long a stop waits for background work.
 const WORK_GRACE: Duration = Duration::from_millis(500);
 /// Data calls are summed up into audit lines so often.
@@ -220,10 +223,10 @@ fn spawn_ports(
     drain: &Drain,
     registry: Registry,
 ) -> Result<(), ServeError> {
-    let tls = |auth| -> ServerTls {
-        let clock = Arc::clone(agent.clock());
-        agent_tls(Arc::clone(agent.own.live()), Arc::clone(&agent.roots), clock, auth)
+    let tls = |roots: &Arc<Roots>, auth| -> ServerTls {
+        agent_tls(Arc::clone(agent.own.live()), Arc::clone(roots), Arc::clone(agent.clock()), auth)
     };
+    let roots = agent.ca.roots();
     let port = |listener, tls| TlsPort::from_std(listener, tls).map_err(ServeError::Start);
     let on = |port| connections.of_port(port);
     let own_answers = MapResponseLayer::new(with_reason);
@@ -231,7 +234,7 @@ fn spawn_ports(
 
     let data = DataPlaneServer::new(agent.data_plane()).max_decoding_message_size(MAX_DATA_REQUEST);
     let data = own_answers.layer(DeadlineLayer.layer(data.map_request(body)));
-    let listener = port(listeners.data, tls(ClientAuth::Required))?;
+    let listener = port(listeners.data, tls(&roots.data, ClientAuth::Required))?;
     let limits =
         ServeLimits { max_streams: DATA_STREAMS, connection_window: DATA_UNREAD, ..ServeLimits::default() };
     tasks.spawn(fleet_kms_transport::serve(listener, data, limits, on("data"), drain.clone()));
@@ -246,7 +249,7 @@ fn spawn_ports(
     );
     let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(MAX_ENROLMENT_REQUEST);
     let enrolment = own_answers.layer(DeadlineLayer.layer(enrolment.map_request(body)));
-    let listener = port(listeners.enrolment, tls(ClientAuth::OptionalMayBeExpired))?;
+    let listener = port(listeners.enrolment, tls(&roots.enrolment, ClientAuth::OptionalMayBeExpired))?;
     let limits = ServeLimits {
         max_connections_per_source: ENROLMENT_PER_SOURCE,
         max_streams: ENROLMENT_STREAMS,
@@ -255,7 +258,7 @@ fn spawn_ports(
     };
     tasks.spawn(fleet_kms_transport::serve(listener, enrolment, limits, on("enrolment"), drain.clone()));
 
-    let listener = port(listeners.admin, tls(ClientAuth::Required).with_http1())?;
+    let listener = port(listeners.admin, tls(&roots.admin, ClientAuth::Required).with_http1())?;
     let router = admin::router(Arc::clone(agent), connections.clone());
     let limits = ServeLimits { max_connections_per_identity: ADMIN_PER_IDENTITY, ..ServeLimits::default() };
     tasks.spawn(fleet_kms_transport::serve(listener, router, limits, on("admin"), drain.clone()));
@@ -275,10 +278,15 @@ fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, pace: Pace, stop: &Cancel
     tasks.spawn(wraps::run(Arc::clone(&agent.keyrings), Arc::clone(&agent.changes), stop.clone()));
     tasks.spawn(reseal::run(Arc::clone(&agent.slots), stop.clone()));
     tasks.spawn(backup::run(Arc::clone(&agent.backups), stop.clone()));
-    let renewing = Arc::clone(agent);
-    tasks.spawn(every(CERTIFICATES_EVERY, stop.clone(), move || {
-        let agent = Arc::clone(&renewing);
-        async move { agent.renew_certificates().await }
+    let ca = Arc::clone(&agent.ca);
+    tasks.spawn(every(CA_EVERY, stop.clone(), move || {
+        let ca = Arc::clone(&ca);
+        async move { ca.renew().await }
+    }));
+    let ca = Arc::clone(&agent.ca);
+    tasks.spawn(every(DATES_EVERY, stop.clone(), move || {
+        ca.follow_dates();
+        std::future::ready(())
     }));
     let flushing = Arc::clone(agent);
     tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || flush_audit(Arc::clone(&flushing))));
