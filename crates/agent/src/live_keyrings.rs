@@ -227,24 +227,22 @@ impl LiveKeyrings {
     /// Makes a committed snapshot visible to the next call. Called only after
     /// the transaction is durable.
     pub fn publish(&self, cluster: ClusterId, snapshot: Snapshot) {
-        let key_ids: Vec<_> = snapshot.keyring.versions().iter().map(|version| version.key_id).collect();
-        self.seat(cluster, snapshot);
-        // Afterwards: before, a caller's own new key id would be taken for another's.
-        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
-        owners.extend(key_ids.into_iter().map(|key_id| (key_id, cluster)));
-    }
-
-    fn seat(&self, cluster: ClusterId, snapshot: Snapshot) {
-        if let Some(live) = self.clusters.load().get(&cluster) {
-            live.replace(snapshot);
-            return;
+        let snapshot = Arc::new(snapshot);
+        if self.clusters.load().get(&cluster).is_none() {
+            let new = Arc::new(LiveCluster::new(Arc::clone(&snapshot), WrapCounts::default()));
+            self.clusters.rcu(|clusters| {
+                let mut clusters = HashMap::clone(clusters);
+                clusters.entry(cluster).or_insert_with(|| Arc::clone(&new));
+                clusters
+            });
         }
-        let live = Arc::new(LiveCluster::new(snapshot, WrapCounts::default()));
-        self.clusters.rcu(|clusters| {
-            let mut clusters = HashMap::clone(clusters);
-            clusters.entry(cluster).or_insert_with(|| Arc::clone(&live));
-            clusters
-        });
+        // Also after an insert: another snapshot of the same cluster may have got in first.
+        if let Some(live) = self.clusters.load().get(&cluster) {
+            live.replace(Arc::clone(&snapshot));
+        }
+        // Last of all: before, a caller's own new key id would be taken for another's.
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.extend(snapshot.keyring.versions().iter().map(|version| (version.key_id, cluster)));
     }
 
     /// Opens a CA's private key.
@@ -323,17 +321,16 @@ impl LiveKeyrings {
 }
 
 impl LiveCluster {
-    fn new(snapshot: Snapshot, wraps: WrapCounts) -> Self {
+    fn new(snapshot: Arc<Snapshot>, wraps: WrapCounts) -> Self {
         Self {
-            snapshot: ArcSwap::from_pointee(snapshot),
+            snapshot: ArcSwap::new(snapshot),
             reread: load::Reread::default(),
             wraps: Wraps::from_flushed(wraps),
         }
     }
 
     /// Takes a snapshot unless it is older than the one there.
-    fn replace(&self, snapshot: Snapshot) {
-        let snapshot = Arc::new(snapshot);
+    fn replace(&self, snapshot: Arc<Snapshot>) {
         self.snapshot.rcu(|current| {
             Arc::clone(if current.revision < snapshot.revision { &snapshot } else { current })
         });

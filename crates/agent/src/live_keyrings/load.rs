@@ -95,7 +95,7 @@ impl LiveKeyrings {
                 }
             }
             let wraps = wraps.remove(&rows::wraps(&id)).unwrap_or_default();
-            clusters.insert(id, Arc::new(LiveCluster::new(snapshot, wraps)));
+            clusters.insert(id, Arc::new(LiveCluster::new(Arc::new(snapshot), wraps)));
         }
         let owners = clusters.iter().flat_map(|(id, live): (&ClusterId, &Arc<LiveCluster>)| {
             let snapshot = live.snapshot.load_full();
