@@ -158,8 +158,8 @@ fn an_enrolment_that_goes_wrong_half_way_is_repeated_with_the_same_token() {
             }
         });
         nodes.extend(some);
+        println!("{} enrolments; the first tries: {first:?}; repeated so often: {repeats:?}", nodes.len());
     }
-    println!("{} enrolments; the first tries: {first:?}; repeated so often: {repeats:?}", nodes.len());
     let serials = working_identities(&fleet, &nodes);
     fleet.agent.stop().unwrap();
     issued_once(&fleet, &nodes, &serials);

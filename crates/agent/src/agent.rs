@@ -258,8 +258,7 @@ impl Agent {
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
             (Arc::clone(&self.rolled_back), sightings),
-            Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            self.monotonic,
+            (Turns::new(std::thread::available_parallelism().map_or(1, usize::from)), self.monotonic),
         )
     }
 
