@@ -1,5 +1,5 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi crash
+.PHONY: audit-bench audit-crash simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi crash
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -65,3 +65,12 @@ crash: ## crash trials on the built agent: every disk operation in order, then N
 	cargo build -p fleet-kms-agent
 	FLEET_KMS_CRASH_TRIALS=$(or $(N),1000) FLEET_KMS_CRASH_SEED=$(or $(SEED),1) \
 		cargo test -p fleet-kms-tests --test crash -- --nocapture --test-threads=1
+
+audit-bench: ## what recording each data call costs, against sums, release builds
+	cargo build --release --workspace --bins
+	cargo run --release -p fleet-kms-tests --bin kms-audit-bench
+
+audit-crash: ## crash trials of the audit on the built agent, N=2000
+	cargo build -p fleet-kms-agent
+	FLEET_KMS_AUDIT_CRASH_TRIALS=$(or $(N),2000) \
+		cargo test -p fleet-kms-tests --test audit_crash -- --nocapture --test-threads=1

@@ -100,3 +100,50 @@ pub async fn cut(
     });
     Ok(cut.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use fleet_kms_audit::{Clocks, DataOptions};
+    use fleet_kms_store::MemoryStore;
+
+    use super::*;
+    use crate::promises::rig::{Clocks as RigClocks, Desk, create, initialise, seed};
+
+    #[tokio::test]
+    async fn heads_are_stored_by_agent_and_a_chain_that_ends_before_its_head_shows() {
+        seed(5);
+        let (store, clocks) = (Arc::new(MemoryStore::new()), RigClocks::new());
+        initialise(&*store).await;
+        let audit = tempfile::tempdir().unwrap();
+        let desk = Desk::open(store, audit.path(), &clocks).await;
+        create(&desk, 1).await;
+        let elsewhere = tempfile::tempdir().unwrap();
+        let data_clocks = Clocks { wall: clocks.clock(), monotonic: fleet_kms_process::clock::monotonic };
+        let data = DataLog::open(elsewhere.path(), DataOptions::default(), data_clocks).unwrap();
+        let log = desk.changes.log();
+        let head = log.head();
+        for _ in 0..2 {
+            store_heads(&desk, "agent-1", head).await;
+        }
+        store_heads(&desk, "agent-2", Head { seq: 1, hash: [9; 32] }).await;
+        let stored = all(&desk.ledger).await.unwrap();
+        let names: Vec<_> = stored.iter().map(|stored| (stored.agent.as_str(), stored.head.seq)).collect();
+        assert_eq!(names, [("agent-1", head.seq), ("agent-2", 1)]);
+        assert_eq!(cut(&desk.ledger, "agent-1", log, &data).await.unwrap(), []);
+        create(&desk, 2).await;
+        assert_eq!(cut(&desk.ledger, "agent-1", log, &data).await.unwrap(), [], "it may have grown");
+        let later = Head { seq: log.head().seq + 1, ..head };
+        for kept in [later, Head { hash: [7; 32], ..log.head() }] {
+            store_heads(&desk, "agent-1", kept).await;
+            let found = cut(&desk.ledger, "agent-1", log, &data).await.unwrap();
+            assert_eq!(found, [(Chain::Changes, kept, log.head())]);
+        }
+        assert!(matches!(desk.ledger.check().await.unwrap(), crate::ledger::Integrity::Intact { .. }));
+    }
+
+    async fn store_heads(desk: &Desk, agent: &str, head: Head) {
+        store(&desk.changes, agent, &[(Chain::Changes, head)]).await.unwrap();
+    }
+}
