@@ -61,7 +61,7 @@ proto-check: proto ## fail when the generated code differs from proto/
 openapi: ## write docs/openapi.json from the admin API's types
 	UPDATE_OPENAPI=1 cargo test -q -p fleet-kms-admin-api the_document_in_the_tree
 
-crash: ## crash trials on the built agent: every disk operation in order, then N=1000 random ones (SEED=1)
+crash: ## crash trials on the built agent: every disk operation of every change in order, then N=1000 random ones (SEED=1)
 	cargo build -p fleet-kms-agent
 	FLEET_KMS_CRASH_TRIALS=$(or $(N),1000) FLEET_KMS_CRASH_SEED=$(or $(SEED),1) \
 		cargo test -p fleet-kms-tests --test crash -- --nocapture --test-threads=1

@@ -17,15 +17,16 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::child::Spec;
-use crate::crash::evidence::{AuditView, StoreView};
+use crate::crash::audit::AuditView;
+use crate::crash::evidence::StoreView;
 use crate::crash::node::Node;
-use crate::crash::operation::{Acknowledged, Operation};
+use crate::crash::operation::{Acknowledged, Left, Operation};
 use crate::crash::shim::{Fault, Shim};
+use crate::crash::site::Site;
 use crate::crash::template::{self, Template};
 use crate::crash::trial::keep;
 use crate::fleet::Ports;
 use crate::ports::free_port;
-use crate::programs::Program;
 
 /// Trials that run at the same time.
 const WORKERS: usize = 2;
@@ -183,15 +184,13 @@ fn ports() -> anyhow::Result<Ports> {
 
 impl Trial {
     async fn run(&self, template: &Template, directory: &Path, ports: Ports) -> anyhow::Result<Outcome> {
-        let store = directory.join("agent");
-        let config = template.copy_to(&store, ports)?;
-        let audit = store.join("audit");
+        let site = Site::new(template, directory, ports)?;
         let mut outcome = Outcome::default();
-        let mut shim = Shim::new(&store, &directory.join("control"), self.fault)?;
+        let mut shim = Shim::new(&site.disk, &directory.join("control"), self.fault)?;
         if self.lie {
             shim = shim.lying_about("/audit/data-");
         }
-        let mut child = shim.preload(self.agent(directory, &config)?).start()?;
+        let mut child = shim.preload(self.agent(&site)?).start()?;
         let driven = unwrap_until_rotated(template, ports, &mut outcome.acknowledged).await;
         if driven.is_ok() {
             // It may die at any moment, this one included.
@@ -203,25 +202,19 @@ impl Trial {
         if !outcome.died && (driven.is_err() || !status.success()) {
             outcome.violations.push(format!("it lived, and {driven:?}, {status}"));
         }
-        let at_death = AuditView::read(&audit)?;
-        if let Err(error) = self.again(template, directory, &config, ports).await {
+        let at_death = AuditView::read(&site.config.audit)?;
+        if let Err(error) = self.again(&site).await {
             outcome.violations.push(format!("after the restart: {error:#}"));
         }
-        judge_changes(template, &config, &audit, &at_death, &mut outcome).await?;
-        self.judge_calls(&audit, &mut outcome)?;
+        judge_changes(&site, &at_death, &mut outcome).await?;
+        self.judge_calls(&site.config.audit, &mut outcome)?;
         Ok(outcome)
     }
 
     /// The same agent on a sound disk: it starts, finishes the rotation, and stops.
-    async fn again(
-        &self,
-        template: &Template,
-        directory: &Path,
-        config: &Path,
-        ports: Ports,
-    ) -> anyhow::Result<()> {
-        let mut child = self.agent(directory, config)?.start()?;
-        let finished = Operation::Rotation.finish(template, ports, &mut Acknowledged::default()).await;
+    async fn again(&self, site: &Site<'_>) -> anyhow::Result<()> {
+        let mut child = self.agent(site)?.start()?;
+        let finished = Operation::Rotation.finish(site, Left::default(), &mut Acknowledged::default()).await;
         finished.with_context(|| child.stderr().unwrap_or_default())?;
         child.signal(Signal::TERM)?;
         let status = child.wait_exit(END_LIMIT)?;
@@ -231,9 +224,8 @@ impl Trial {
         Ok(())
     }
 
-    fn agent(&self, directory: &Path, config: &Path) -> anyhow::Result<Spec> {
-        let spec = Spec::new("kms-agent", &Program::Agent.path()?, directory);
-        let spec = spec.args(["run", "--config"]).arg(config);
+    fn agent(&self, site: &Site<'_>) -> anyhow::Result<Spec> {
+        let spec = site.agent()?;
         let each = self.each.word();
         Ok(spec.env("FLEET_KMS_AGENT__AUDIT__DATA", "each").env("FLEET_KMS_AGENT__AUDIT__EACH", each))
     }
@@ -283,21 +275,16 @@ async fn unwrap_until_rotated(
     if rotated { Ok(()) } else { bail!("the rotation never came") }
 }
 
-async fn judge_changes(
-    template: &Template,
-    config: &Path,
-    audit: &Path,
-    at_death: &AuditView,
-    outcome: &mut Outcome,
-) -> anyhow::Result<()> {
-    let view = AuditView::read(audit)?;
+async fn judge_changes(site: &Site<'_>, at_death: &AuditView, outcome: &mut Outcome) -> anyhow::Result<()> {
+    let config = &site.config;
+    let view = AuditView::read(&config.audit)?;
     let open = at_death.open();
     outcome.between = !open.is_empty();
     outcome.done_but_unrecorded = open.iter().any(|change| view.is_done(change));
-    outcome.violations.extend(view.violations(audit)?);
-    let store = StoreView::read(&template::load(config)?).await?;
-    outcome.violations.extend(store.violations(&template.before));
-    outcome.violations.extend(Operation::Rotation.violations(template, &store, &view));
+    outcome.violations.extend(view.violations(&config.audit)?);
+    let store = StoreView::read(&config.store, &config.root).await?;
+    outcome.violations.extend(store.violations(&site.template.before));
+    outcome.violations.extend(Operation::Rotation.violations(site, &store, &view).await?);
     Ok(())
 }
 
@@ -305,7 +292,9 @@ async fn judge_changes(
 fn recorded_unwraps(audit: &Path) -> anyhow::Result<usize> {
     let mut files: Vec<PathBuf> =
         fs::read_dir(audit)?.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<_>>()?;
-    files.retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("data-0")));
+    // What was set aside of a torn end is no record.
+    let is_data = |name: &str| name.starts_with("data-0") && name.ends_with(".jsonl");
+    files.retain(|file| file.file_name().is_some_and(|name| is_data(&name.to_string_lossy())));
     files.sort();
     let mut count = 0;
     for file in files {

@@ -11,6 +11,7 @@ pub mod versions;
 pub mod tokens;
 pub mod nodes;
 pub mod audit;
+pub mod authorities;
 pub mod status;
 pub mod change;
 pub mod paging;
@@ -20,6 +21,7 @@ pub mod openapi;
 mod open_enum;
 
 pub use audit::{AuditChain, AuditHead, AuditQuery, AuditRecord};
+pub use authorities::{Ca, CaGeneration, CaKind, CaState, RotateCa, RotatedCa};
 pub use change::{Change, ChangeQuery};
 pub use clusters::{Cluster, CreateCluster, SetRotation};
 pub use nodes::{Node, NodeState};

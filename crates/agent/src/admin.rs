@@ -28,6 +28,7 @@ mod effects;
 mod tokens;
 mod nodes;
 mod audit;
+mod authorities;
 mod status;
 
 use gate::Gate;
@@ -108,6 +109,9 @@ fn route(operation: Operation) -> MethodRouter<Admin> {
         Operation::RemoveNode => delete(nodes::remove),
         Operation::SearchAudit => get(audit::search),
         Operation::ListAuditHeads => get(audit::heads),
+        Operation::ShowCa => get(authorities::show),
+        Operation::RotateCa => post(authorities::rotate),
+        Operation::ReplaceCa => post(authorities::replace),
         Operation::ShowStatus => get(status::show),
         Operation::ShowOpenapi => get(status::openapi),
     }

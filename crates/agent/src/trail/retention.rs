@@ -45,7 +45,7 @@ pub async fn apply(agent: &Arc<Agent>, chain: Chain, options: AuditOptions) -> R
     let checkpoint = removal.checkpoint(&agent.name(), now);
     let text = checkpoint.text();
     let authorities = agent.issuer.authorities();
-    let (signature, issuers) = (authorities.sign_checkpoint(&text)?, authorities.issuers());
+    let (signature, issuers) = (authorities.sign_checkpoint(&text)?, authorities.issuers(now));
     agent.changes.event_first(event(chain, &removal, &checkpoint.hash, checkpoint.seq)).await?;
     if let Some(broken) = removal.broken() {
         tracing::error!(%broken, "a file of the audit does not hold; it is set aside as .broken");
