@@ -137,6 +137,7 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
             "find out who put an old copy in place; see docs/operations/backup-and-restore.md",
         ));
     }
+    warnings.extend(audit_warnings(agent));
     if clusters.overdue > 0 {
         let text = format!("the rotation of {} is late", clusters_in_words(clusters.overdue));
         warnings.push(warning("rotation_overdue", text, "look at the agent's log and its clock"));
@@ -155,6 +156,32 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
         let text = "certificates are about to end and were not renewed".to_owned();
         let remedy = "look why these nodes are off or cannot reach the enrolment port; issue admins' anew";
         warnings.push(warning("certificates_expiring", text, remedy));
+    }
+    warnings
+}
+
+fn audit_warnings(agent: &Agent) -> Vec<Warning> {
+    let warning = |code: &str, text: String| Warning {
+        code: code.to_owned(),
+        text,
+        remedy: "see docs/audit.md: look at the audit's disk, then at `kmsctl audit verify`".to_owned(),
+    };
+    let mut warnings = Vec::new();
+    if agent.changes.audit_is_failing() {
+        let text = "the audit cannot be written: every change is refused".to_owned();
+        warnings.push(warning("audit_full", text));
+    }
+    let data = agent.data_log.state();
+    if data.failing {
+        let text = format!(
+            "data calls cannot be recorded in the audit; since the start {} were answered without a record, {} refused",
+            data.unrecorded, data.refused
+        );
+        warnings.push(warning("audit_data_full", text));
+    }
+    if agent.audit_cut > 0 {
+        let text = "the audit's files end before what the store has seen of them".to_owned();
+        warnings.push(warning("audit_cut", text));
     }
     warnings
 }
