@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -74,6 +74,10 @@ pub struct Changes {
     unconfirmed: Mutex<Option<Unconfirmed>>,
     /// Set while a recovery that an operator confirmed is under way.
     recovering: AtomicBool,
+    /// Changes that were refused because the audit could not take them.
+    unrecorded: AtomicU64,
+    /// Set while the last change was refused so.
+    is_audit_failing: AtomicBool,
     /// Held by each change; taken whole to lock the agent between two changes.
     locked: tokio::sync::RwLock<bool>,
     clock: Clock,
@@ -98,6 +102,8 @@ impl Changes {
             witness,
             unconfirmed: Mutex::new(unconfirmed),
             recovering: AtomicBool::new(false),
+            unrecorded: AtomicU64::new(0),
+            is_audit_failing: AtomicBool::new(false),
             locked: tokio::sync::RwLock::new(false),
             clock,
             generator,
@@ -221,6 +227,7 @@ impl Changes {
         let now = self.now();
         let log = Arc::clone(&self.log);
         let recorded = off_runtime(move || log.intent(&intent.line(change), now)).await;
+        self.note_audit(recorded.as_ref().err());
         let recorded = recorded.map_err(ChangeError::Audit)?;
         let mark = Mark { change, intent: recorded };
         let result = self.attempt(&mark, prepare).await;
@@ -231,6 +238,28 @@ impl Changes {
         };
         self.close(change, outcome).await;
         result
+    }
+
+    /// Counts the changes that were refused because they could not be recorded.
+    pub fn unrecorded(&self) -> u64 {
+        self.unrecorded.load(Ordering::Relaxed)
+    }
+
+    /// Says once in the log that changes are refused for the audit's sake, and
+    /// once that they are taken again: callers come back every second.
+    fn note_audit(&self, error: Option<&LogError>) {
+        let was_failing = self.is_audit_failing.swap(error.is_some(), Ordering::SeqCst);
+        self.unrecorded.fetch_add(u64::from(error.is_some()), Ordering::Relaxed);
+        match error {
+            Some(error) if !was_failing => {
+                tracing::error!(
+                    error = chain(error),
+                    "the audit takes no record: changes are refused; look at its disk"
+                );
+            }
+            None if was_failing => tracing::info!("the audit takes records again: changes are taken again"),
+            Some(_) | None => {}
+        }
     }
 
     /// Records something that happened without a change of the store.
