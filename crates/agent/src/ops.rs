@@ -126,7 +126,19 @@ impl Collector for State {
                 Some(Unit::Seconds),
                 expiry,
             ),
+            (
+                "changes_unrecorded",
+                "Changes that were refused since the start because the audit could not take them",
+                None,
+                i64::try_from(agent.changes.unrecorded()).unwrap_or(i64::MAX),
+            ),
             ("damaged_keys", "Stored keys that did not open at start", None, as_gauge(agent.damaged)),
+            (
+                "damaged_records",
+                "Stored records that were damaged at start and are left out",
+                None,
+                as_gauge(agent.damaged_records()),
+            ),
             (
                 "store_unconfirmed",
                 "1 while changes are refused because the store may be an old copy",
