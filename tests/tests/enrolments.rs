@@ -1,6 +1,11 @@
 //! Enrolments that go wrong half-way: the reply is lost, the agent or the client is killed. Every node ends with a
 //! working identity by running the same command again, and nothing is issued twice.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests: what is not there fails them")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests: what is not there fails them"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
