@@ -20,5 +20,6 @@ pub mod stored;
 pub mod control_plane;
 pub mod crash;
 pub mod refusal;
+pub mod golden;
 pub mod opened_store;
 pub mod tls_probe;
