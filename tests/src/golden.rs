@@ -8,8 +8,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use data_encoding::BASE64;
+use fleet_kms_agent::records::{keyring, rows};
+use fleet_kms_agent::root::Root;
+use fleet_kms_agent::storage;
+use fleet_kms_keyring::{MIN_DESTRUCTION_WAIT, Version};
+use fleet_kms_process::clock;
 use serde_json::{Value, json};
 
 use crate::child;
@@ -101,7 +106,10 @@ impl Golden {
 ///
 /// # Errors
 /// When a program refuses, or the directory is there already.
-pub fn make(to: &Path, more: impl FnOnce(&Fleet) -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub fn make(
+    to: &Path,
+    more: impl FnOnce(&Fleet, &Cluster) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     fs::create_dir(to)?;
     let mut fleet = Fleet::start()?;
     let (alpha, beta) = (fleet.cluster("alpha")?, fleet.cluster("beta")?);
@@ -123,12 +131,13 @@ pub fn make(to: &Path, more: impl FnOnce(&Fleet) -> anyhow::Result<()>) -> anyho
         fleet.kmsctl(&["key", "disable", "alpha", version, "--yes"])?;
     }
     fleet.kmsctl(&["key", "set-period", "beta", "12h"])?;
+    fleet.kmsctl(&["cluster", "set", "beta", "--max-offline", "400d"])?;
     drop(fleet.sidecar(&beta, "banned")?);
     fleet.kmsctl(&["node", "ban", "--cluster", "beta", "banned", "--yes"])?;
     fleet.kmsctl(&["node", "token", "--cluster", "alpha", "--pattern", "spare-*", "--ttl", "365d"])?;
     with_passphrase(&fleet, PASSPHRASE, &["slot", "add", "passphrase", "--passphrase-fd", "3"])?;
     fleet.agent.stop()?;
-    more(&fleet)?;
+    more(&fleet, &alpha)?;
     fleet.agent.start()?;
     let mut wrapped = Vec::new();
     for (cluster, answer) in answers {
@@ -147,6 +156,37 @@ pub fn make(to: &Path, more: impl FnOnce(&Fleet) -> anyhow::Result<()>) -> anyho
     let clusters = [&alpha, &beta].map(|cluster| json!({"name": cluster.name, "id": cluster.id}));
     let recorded = json!({"clusters": clusters, "wrapped": wrapped});
     Ok(fs::write(to.join(RECORDED), serde_json::to_string_pretty(&recorded)? + "\n")?)
+}
+
+/// What the product refuses until there is a census: version 2 of a cluster is destroyed, and version 3 is to be. Both
+/// must be disabled, and the agent must not run.
+///
+/// # Errors
+/// When the store or the keyring refuses.
+pub async fn destroy_some(fleet: &Fleet, cluster: &str) -> anyhow::Result<()> {
+    let directory = &fleet.agent.directory;
+    let root = Root::File(directory.join("root.key"));
+    let ledger = storage::open(&directory.join("store.db"), &root, "a-test", generator).await?.ledger;
+    let cluster = cluster.parse().map_err(|_| anyhow!("{cluster} is no cluster id"))?;
+    let row = rows::keyring(&cluster);
+    let record = ledger.read(&row).await?.context("a keyring")?;
+    let mut keyring = keyring::parse(&record)?;
+    let (now, wait) = (clock::now(), MIN_DESTRUCTION_WAIT);
+    let number = |number| Version::new(number).context("a version");
+    let (second, third) = (number(2)?, number(3)?);
+    keyring.schedule_destruction(second, now, wait)?;
+    keyring.destroy(second, now + wait)?;
+    keyring.schedule_destruction(third, now, wait)?;
+    let mut changeset = ledger.changeset();
+    changeset.update(&record, &keyring::payload(&keyring));
+    let kek = ledger.read_row(&rows::kek(&cluster, second)).await?.context("a KEK")?;
+    changeset.delete_sealed(&kek);
+    ledger.commit_counts(changeset).await?;
+    Ok(())
+}
+
+fn generator() -> Box<dyn rand_core::CryptoRng + Send> {
+    Box::new(rand_core::UnwrapErr(getrandom::SysRng))
 }
 
 /// Runs a command of kms-agent with a passphrase on descriptor 3.

@@ -19,7 +19,7 @@ pub mod openapi;
 mod open_enum;
 
 pub use change::{Change, ChangeQuery};
-pub use clusters::{Cluster, CreateCluster, SetRotation};
+pub use clusters::{Cluster, CreateCluster, SetMaxOffline, SetRotation};
 pub use nodes::{Node, NodeState};
 pub use operations::{Method, Operation};
 pub use paging::{Page, PageQuery};

@@ -19,7 +19,7 @@ use crate::paging::{DEFAULT_LIMIT, MAX_CURSOR, MAX_LIMIT};
 use crate::problem::{MEDIA_TYPE, Problem};
 use crate::{
     Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken, Method, Node, Operation, Page,
-    RotateKey, SetRotation, Status, Token, Version,
+    RotateKey, SetMaxOffline, SetRotation, Status, Token, Version,
 };
 
 const JSON: &str = "application/json";
@@ -83,6 +83,7 @@ fn request_body(operation: Operation, schemas: &mut Schemas) -> Option<(Ref, Req
     match operation {
         Operation::CreateCluster => Some((schemas.add::<CreateCluster>(), Required::True)),
         Operation::SetRotation => Some((schemas.add::<SetRotation>(), Required::True)),
+        Operation::SetMaxOffline => Some((schemas.add::<SetMaxOffline>(), Required::True)),
         Operation::RotateKey => Some((schemas.add::<RotateKey>(), Required::False)),
         Operation::CreateToken => Some((schemas.add::<CreateToken>(), Required::False)),
         _ => None,
@@ -94,9 +95,10 @@ fn answer(operation: Operation, schemas: &mut Schemas) -> RefOr<Schema> {
     match operation {
         Operation::ListClusters => schemas.add::<Page<Cluster>>().into(),
         Operation::ShowCluster => schemas.add::<Cluster>().into(),
-        Operation::CreateCluster | Operation::SetRotation | Operation::RotateKey => {
-            schemas.add::<Change<Cluster>>().into()
-        }
+        Operation::CreateCluster
+        | Operation::SetRotation
+        | Operation::SetMaxOffline
+        | Operation::RotateKey => schemas.add::<Change<Cluster>>().into(),
         Operation::ListVersions => schemas.add::<Page<Version>>().into(),
         Operation::DisableVersion
         | Operation::EnableVersion
@@ -295,8 +297,8 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(&document_json()).unwrap();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for (name, schema) in schemas {
-            let request =
-                matches!(name.as_str(), "CreateCluster" | "SetRotation" | "RotateKey" | "CreateToken");
+            let requests = ["CreateCluster", "SetRotation", "SetMaxOffline", "RotateKey", "CreateToken"];
+            let request = requests.contains(&name.as_str());
             assert_eq!(schema["additionalProperties"] == false, request, "{name}");
         }
     }

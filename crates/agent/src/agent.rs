@@ -23,12 +23,13 @@ use crate::clusters::{ClusterError, Clusters};
 use crate::config::Config;
 use crate::control_plane::ControlPlane;
 use crate::data_plane::DataPlaneService;
-use crate::enrolment::issue::{Issuer, MAX_OFFLINE, agent_certificate_due};
+use crate::enrolment::issue::{Issuer, agent_certificate_due};
 use crate::errors::chain;
 use crate::identities::{IdentityError, LiveIdentities};
 use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
 use crate::metrics::Metrics;
+use crate::migration::{MigrateError, Migration};
 use crate::nodes::Nodes;
 use crate::recovery::{RecoverError, Recovered, Recovery};
 use crate::rolled_back::RolledBack;
@@ -56,6 +57,9 @@ pub enum OpenError {
     /// The clusters cannot be read.
     #[error(transparent)]
     Clusters(#[from] ClusterError),
+    /// The store is of an older release and was not migrated.
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     /// The fleet CA cannot be read.
     #[error(transparent)]
     Authorities(#[from] ca::LoadError),
@@ -127,6 +131,8 @@ impl OpenError {
                 exit::DATA
             }
             Self::OwnCertificate(_) => exit::FAILURE,
+            Self::Migrate(MigrateError::Ledger(_) | MigrateError::Keyrings(_)) => exit::DATA,
+            Self::Migrate(_) => exit::FAILURE,
         }
     }
 }
@@ -212,12 +218,24 @@ impl Agent {
         let witness = Witness::new(&config.audit);
         let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         let keyrings = Arc::new(keyrings);
-        let identities = Arc::new(LiveIdentities::load(&ledger).await?);
-        let clusters = Arc::new(Clusters::load(&ledger).await?);
         let changes =
             Changes::new(Arc::clone(&ledger), log, witness, unconfirmed, Arc::clone(&clock), generator);
         let changes = Arc::new(changes);
         changes.close_open_intents().await?;
+        let backups = Backups::load(
+            config.store.clone(),
+            config.backup.clone(),
+            Arc::clone(&changes),
+            Arc::clone(&keyrings),
+        )
+        .await?;
+        let backups = Arc::new(backups);
+        if unconfirmed.is_none() {
+            let damaged = damaged.len();
+            Migration { changes: &changes, keyrings: &keyrings, backups: &backups, damaged }.run().await?;
+        }
+        let identities = Arc::new(LiveIdentities::load(&ledger).await?);
+        let clusters = Arc::new(Clusters::load(&ledger).await?);
         let trust_domain = &config.trust_domain;
         let mut authorities = load_authorities(&ledger, &keyrings, trust_domain).await?;
         if authorities.issuing_due(clock()) && unconfirmed.is_none() {
@@ -235,16 +253,7 @@ impl Agent {
             Arc::clone(&authorities),
             Arc::clone(&identities),
             generator,
-            MAX_OFFLINE,
         );
-        let backups = Backups::load(
-            config.store.clone(),
-            config.backup.clone(),
-            Arc::clone(&changes),
-            Arc::clone(&keyrings),
-        )
-        .await?;
-        let backups = Arc::new(backups);
         let control_plane = ControlPlane::new(
             Arc::clone(&changes),
             Arc::clone(&keyrings),
@@ -372,7 +381,14 @@ impl Agent {
             control_plane: &self.control_plane,
             identities: &self.identities,
         };
-        recovery.run(bans, 0).await
+        let recovered = recovery.run(bans, 0).await?;
+        // Nothing was rewritten before somebody said that the rows are right.
+        let (changes, keyrings, backups) = (&*self.changes, &*self.keyrings, &*self.backups);
+        let migration = Migration { changes, keyrings, backups, damaged: self.damaged };
+        if let Err(error) = migration.run().await {
+            tracing::error!(error = chain(&error), "the store is not migrated; the next start tries again");
+        }
+        Ok(recovered)
     }
 
     /// Returns the agent's clock.

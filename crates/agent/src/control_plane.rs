@@ -16,6 +16,7 @@ use crate::backup::{BackupError, Backups};
 use crate::changes::{ChangeError, Changes};
 use crate::clusters::{ClusterName, Clusters, InvalidClusterName, LiveClusterName};
 use crate::ledger::{Changeset, Generator, LedgerError};
+use crate::max_offline::{InvalidMaxOffline, MaxOffline};
 use crate::live_keyrings::{KeysError, LiveKeyrings, MakesKeks, SealedKek, Snapshot};
 use crate::records::keyring::{self, KeyringError};
 use crate::records::payload::{ClusterRecord, KeyringRecord, NameRecord};
@@ -23,8 +24,10 @@ use crate::records::rows;
 use crate::times::to_ms;
 use crate::trail::Intent;
 
+mod cluster_changes;
 mod key_changes;
 
+pub use cluster_changes::ClusterChangeError;
 pub use key_changes::{ChangesVersion, DESTRUCTION_WAIT, DestructionGuard, VersionChange, Wish, guards};
 
 /// Why a cluster was not made.
@@ -36,6 +39,9 @@ pub enum CreateError {
     /// The period is out of bounds.
     #[error(transparent)]
     Period(#[from] InvalidPolicy),
+    /// The time that nodes may be off is out of bounds.
+    #[error(transparent)]
+    MaxOffline(#[from] InvalidMaxOffline),
     /// A live cluster has the name.
     #[error("a cluster named {0} exists already")]
     Exists(ClusterName),
@@ -106,6 +112,26 @@ pub struct Created {
     pub name: ClusterName,
     /// When.
     pub created: SystemTime,
+    /// How long its nodes may be off.
+    pub max_offline: MaxOffline,
+}
+
+/// What a new cluster is asked to be; what is left out is the agent's default.
+#[derive(Debug, Clone, Copy)]
+pub struct NewCluster<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The time between rotations.
+    pub period: Option<Duration>,
+    /// How long its nodes may be off.
+    pub max_offline: Option<Duration>,
+}
+
+/// A new cluster whose every part is sound.
+struct Parsed {
+    name: ClusterName,
+    policy: RotationPolicy,
+    max_offline: MaxOffline,
 }
 
 /// Changes clusters and keyrings.
@@ -142,25 +168,26 @@ impl ControlPlane {
     ///
     /// # Errors
     ///
-    /// When name or period are bad, the name is taken, or the store refuses.
+    /// When a part is bad, the name is taken, or the store refuses.
     pub async fn create_cluster(
         &self,
         permit: &FleetPermit<actions::ClusterCreate>,
-        name: &str,
-        period: Option<Duration>,
+        new: NewCluster<'_>,
         reason: Option<&str>,
     ) -> Result<Created, ChangeError<CreateError>> {
-        let (name, policy) = self.parse_new(name, period).map_err(ChangeError::Refused)?;
+        let parsed = self.parse_new(new).map_err(ChangeError::Refused)?;
         let id = ClusterId::generate(&mut *(self.generator)());
         let permit = permit.for_new_cluster(id);
-        let intent = Intent::new("cluster_create", permit.who()).cluster(id, name.as_str()).reason(reason);
-        let prepare = || self.prepare_cluster(&permit, &name, policy);
-        let ((snapshot, created), revision) = self.changes.run_with_revision(intent, prepare).await?;
+        let intent = Intent::new("cluster_create", permit.who()).cluster(id, parsed.name.as_str());
+        let prepare = || self.prepare_cluster(&permit, &parsed);
+        let ((snapshot, created), revision) =
+            self.changes.run_with_revision(intent.reason(reason), prepare).await?;
         self.keyrings.publish(id, Snapshot { revision, ..snapshot });
-        self.clusters.publish(LiveClusterName { id, name: name.clone(), created });
+        let Parsed { name, max_offline, .. } = parsed;
+        self.clusters.publish(LiveClusterName { id, name: name.clone(), created, max_offline });
         let backed = self.backup().await;
         backed.map_err(|error| ChangeError::Refused(CreateError::NoBackup(Box::new(error))))?;
-        Ok(Created { id, name, created })
+        Ok(Created { id, name, created, max_offline })
     }
 
     /// Says whether a cluster could be made, and makes none.
@@ -168,8 +195,8 @@ impl ControlPlane {
     /// # Errors
     ///
     /// As [`Self::create_cluster`].
-    pub async fn check_new_cluster(&self, name: &str, period: Option<Duration>) -> Result<(), CreateError> {
-        let (name, _) = self.parse_new(name, period)?;
+    pub async fn check_new_cluster(&self, new: NewCluster<'_>) -> Result<(), CreateError> {
+        let Parsed { name, .. } = self.parse_new(new)?;
         let taken = self.changes.ledger().read::<NameRecord>(&rows::cluster_name(name.as_str())).await?;
         taken.map_or(Ok(()), |_| Err(CreateError::Exists(name)))
     }
@@ -294,20 +321,20 @@ impl ControlPlane {
         }
     }
 
-    fn parse_new(
-        &self,
-        name: &str,
-        period: Option<Duration>,
-    ) -> Result<(ClusterName, RotationPolicy), CreateError> {
-        let policy = period.map(RotationPolicy::try_new).transpose()?;
-        Ok((name.parse()?, policy.unwrap_or(self.default_policy)))
+    fn parse_new(&self, new: NewCluster<'_>) -> Result<Parsed, CreateError> {
+        let policy = new.period.map(RotationPolicy::try_new).transpose()?;
+        let max_offline = new.max_offline.map(MaxOffline::try_new).transpose()?;
+        Ok(Parsed {
+            name: new.name.parse()?,
+            policy: policy.unwrap_or(self.default_policy),
+            max_offline: max_offline.unwrap_or(MaxOffline::DEFAULT),
+        })
     }
 
     async fn prepare_cluster(
         &self,
         permit: &Permit<actions::ClusterCreate>,
-        name: &ClusterName,
-        policy: RotationPolicy,
+        Parsed { name, policy, max_offline }: &Parsed,
     ) -> Result<(Changeset, (Snapshot, SystemTime)), CreateError> {
         let ledger = self.changes.ledger();
         let name_row = rows::cluster_name(name.as_str());
@@ -316,12 +343,13 @@ impl ControlPlane {
         }
         let (id, now) = (permit.cluster(), self.changes.now());
         let mut key_ids = |_| KeyId::generate(&mut *(self.generator)());
-        let keyring = Keyring::create(policy, now, &mut key_ids);
+        let keyring = Keyring::create(*policy, now, &mut key_ids);
         let cluster = ClusterRecord {
             id: id.as_bytes().to_vec(),
             name: name.to_string(),
             created_ms: to_ms(now),
             retired_ms: 0,
+            max_offline_seconds: max_offline.time().as_secs(),
         };
         let mut changeset = ledger.changeset();
         changeset.insert(rows::cluster(&id), &cluster);

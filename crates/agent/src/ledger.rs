@@ -24,6 +24,7 @@ mod keys;
 mod rebase;
 
 pub use changeset::Changeset;
+pub(crate) use changeset::batches;
 use head::Head;
 pub use head::{HeadError, Integrity};
 use keys::Keys;

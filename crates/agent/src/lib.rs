@@ -42,12 +42,14 @@ pub mod rolled_back;
 
 pub mod bulletin;
 pub mod clusters;
+pub mod max_offline;
 pub mod identities;
 pub mod sightings;
 pub mod nodes;
 pub mod ledger;
 pub mod records;
 pub mod storage;
+pub mod migration;
 pub mod witness;
 pub mod init;
 pub mod check_store;

@@ -15,6 +15,7 @@ use fleet_kms_agent::agent::Agent;
 use fleet_kms_agent::authz::actions;
 use fleet_kms_agent::caller::Caller;
 use fleet_kms_agent::config::{self, Config, RawConfig};
+use fleet_kms_agent::control_plane::NewCluster;
 use fleet_kms_agent::enrolment::issue::Join;
 use fleet_kms_agent::enrolment::tokens::{self, TokenTerms};
 use fleet_kms_agent::init;
@@ -107,7 +108,8 @@ impl Template {
         let admin =
             peer(&fleet_kms_identity::split_pem_chain(&fs::read(admin_directory.join("first.crt"))?)?)?;
         let permit = agent.policy.permit_fleet::<actions::ClusterCreate>(&admin)?;
-        let cluster = agent.control_plane.create_cluster(&permit, CLUSTER, None, None).await?.id;
+        let new = NewCluster { name: CLUSTER, period: None, max_offline: None };
+        let cluster = agent.control_plane.create_cluster(&permit, new, None).await?.id;
         behind.set(Duration::ZERO);
         let node_token = token(&agent, cluster, "node-1").await?;
         let token = token(&agent, cluster, "node-2").await?;

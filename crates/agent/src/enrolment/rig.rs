@@ -18,7 +18,7 @@ use fleet_kms_transport::PeerInfo;
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
-use super::issue::{Certified, EnrolError, Issuer, Join, MAX_OFFLINE, RenewError};
+use super::issue::{Certified, EnrolError, Issuer, Join, RenewError};
 use super::tokens::{self, DEFAULT_LIFE, TokenTerms};
 use crate::authz::{Denied, Permit, Policy, Scope, actions};
 use crate::ca::{self, Authorities};
@@ -26,6 +26,7 @@ use crate::caller::Caller;
 use crate::changes::Changes;
 use crate::identities::{Issued, LiveIdentities, LiveIdentity};
 use crate::ledger::Ledger;
+use crate::max_offline::MaxOffline;
 use crate::records::payload::{ClusterRecord, IdentityRecord};
 use crate::records::{Codec, Payload, rows};
 use crate::times::{from_ms, to_ms};
@@ -84,6 +85,7 @@ impl Rig {
                 name: "edge-1".to_owned(),
                 created_ms: START,
                 retired_ms: 0,
+                max_offline_seconds: MaxOffline::DEFAULT.time().as_secs(),
             };
             changeset.insert(rows::cluster(&CLUSTER), &cluster);
             Ok::<_, std::convert::Infallible>((changeset, ()))
@@ -107,7 +109,6 @@ impl Rig {
             Arc::clone(&authorities),
             Arc::clone(&identities),
             generator,
-            MAX_OFFLINE,
         );
         let policy = Arc::new(Policy::new(Arc::clone(&identities)));
         Self { directory, clock, store, changes, authorities, identities, issuer: Arc::new(issuer), policy }
