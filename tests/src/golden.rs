@@ -106,10 +106,7 @@ impl Golden {
 ///
 /// # Errors
 /// When a program refuses, or the directory is there already.
-pub fn make(
-    to: &Path,
-    more: impl FnOnce(&Fleet, &Cluster) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+pub fn make(to: &Path, more: impl FnOnce(&Fleet, &Cluster) -> anyhow::Result<()>) -> anyhow::Result<()> {
     fs::create_dir(to)?;
     let mut fleet = Fleet::start()?;
     let (alpha, beta) = (fleet.cluster("alpha")?, fleet.cluster("beta")?);
@@ -143,9 +140,7 @@ pub fn make(
     for (cluster, answer) in answers {
         let version = version_of(&answer)?;
         let state = state_of(&fleet, cluster, version)?;
-        wrapped.push(
-            json!({"cluster": cluster.name, "version": version, "state": state, "answer": answer}),
-        );
+        wrapped.push(json!({"cluster": cluster.name, "version": version, "state": state, "answer": answer}));
     }
     fleet.agent.stop()?;
     for name in ["store.db", "root.key"] {

@@ -150,7 +150,10 @@ fn an_older_store_is_backed_up_then_migrated_and_tools_that_read_only_say_so() {
     assert!(verified.contains("each opened") && verified.contains(will), "{verified}");
     assert!(is_migrated(&store, &golden));
     let log = fleet.agent.log().unwrap();
-    assert!(log.contains("backing it up, then migrating it") && log.contains("the store is migrated"), "{log}");
+    assert!(
+        log.contains("backing it up, then migrating it") && log.contains("the store is migrated"),
+        "{log}"
+    );
     let audit = fleet.agent.audit("changes").unwrap();
     for action in ["store_migrate", "store_migrate_rows", "store_migrated"] {
         assert_eq!(audit.iter().filter(|line| line["action"] == action).count(), 1, "{action}");
@@ -185,7 +188,8 @@ fn a_store_of_a_later_release_is_refused_with_what_to_do() {
     let edit = |sql: &str| rusqlite::Connection::open(&store).unwrap().execute_batch(sql).unwrap();
     edit("UPDATE rows SET bytes = CAST(x'03' || substr(bytes, 2) AS BLOB) WHERE name = 'meta'");
     let config = fleet.agent.config.to_str().unwrap();
-    let remedy = "has format 3, this release knows up to 2; run the release that wrote it, or restore a backup";
+    let remedy =
+        "has format 3, this release knows up to 2; run the release that wrote it, or restore a backup";
     for command in ["run", "check-store"] {
         refusal(Program::Agent, [command, "--config", config], &[]).unwrap().must_be(DATA, &[remedy]);
     }
@@ -211,7 +215,8 @@ fn nothing_is_migrated_without_room_for_the_backup() {
     assert!(!store.with_extension("db.format-1").exists());
 
     if run(Command::new("unshare").args(["-rm", "true"])).is_ok() {
-        let small = "mount -t tmpfs -o size=120k tmpfs \"$0\" && cp -a \"$1\"/. \"$0\" && shift && exec \"$@\"";
+        let small =
+            "mount -t tmpfs -o size=120k tmpfs \"$0\" && cp -a \"$1\"/. \"$0\" && shift && exec \"$@\"";
         let (agent, kept) = (fleet.agent.directory.clone(), fleet.path().join("kept"));
         run(Command::new("cp").arg("-a").arg(&agent).arg(&kept)).unwrap();
         for file in ["kms-agent.stderr", "kms-agent.stdout"] {

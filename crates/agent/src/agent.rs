@@ -21,10 +21,11 @@ use crate::ca::{self, Authorities, RolloverError, SignError};
 use crate::changes::{ChangeError, Changes, Unconfirmed};
 use crate::clusters::{ClusterError, Clusters};
 use crate::config::Config;
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, Watch};
 use crate::data_plane::DataPlaneService;
 use crate::enrolment::issue::{Issuer, agent_certificate_due};
 use crate::errors::chain;
+use crate::high_water::HighWater;
 use crate::identities::{IdentityError, LiveIdentities};
 use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
@@ -171,6 +172,8 @@ pub struct Agent {
     pub rolled_back: Arc<RolledBack>,
     /// Works on the root slots.
     pub slots: Arc<Slots>,
+    /// The latest time that the clock has shown.
+    pub high_water: Arc<HighWater>,
     /// The directory of the audit.
     pub audit: PathBuf,
     /// KEKs that do not open.
@@ -248,12 +251,8 @@ impl Agent {
         let own = OwnCertificate::new(own_id, &authorities, &clock, generator)?;
         let bulletin = Bulletin::new(config.addresses.clone(), authorities.trusted_roots().to_vec());
         let authorities = Arc::new(ArcSwap::from_pointee(authorities));
-        let issuer = Issuer::new(
-            Arc::clone(&changes),
-            Arc::clone(&authorities),
-            Arc::clone(&identities),
-            generator,
-        );
+        let issuer =
+            Issuer::new(Arc::clone(&changes), Arc::clone(&authorities), Arc::clone(&identities), generator);
         let control_plane = ControlPlane::new(
             Arc::clone(&changes),
             Arc::clone(&keyrings),
@@ -261,7 +260,12 @@ impl Agent {
             config.rotation,
             generator,
         );
-        let control_plane = Arc::new(control_plane.with_backups(Arc::clone(&backups)));
+        let high_water = Arc::new(HighWater::load(&ledger).await?);
+        high_water.look(clock(), monotonic());
+        keyrings.watched(monotonic());
+        let watch = Watch { high_water: Arc::clone(&high_water), monotonic };
+        let control_plane = control_plane.with_backups(Arc::clone(&backups)).with_watch(watch);
+        let control_plane = Arc::new(control_plane);
         let slots =
             Slots::new(Arc::clone(&changes), Arc::clone(&keyrings), Arc::clone(&backups), slot, generator);
         let rolled_back =
@@ -277,6 +281,7 @@ impl Agent {
             backups,
             rolled_back: Arc::new(rolled_back),
             slots: Arc::new(slots),
+            high_water,
             audit: config.audit.clone(),
             issuer: Arc::new(issuer),
             data_log: Arc::new(data_log),
@@ -351,6 +356,14 @@ impl Agent {
             Err(error) => {
                 tracing::error!(error = chain(&error), "the agent's own certificate cannot be renewed");
             }
+        }
+    }
+
+    /// Looks at the clock, and stores the latest time that it has shown.
+    pub async fn look_at_the_clock(&self) {
+        self.high_water.look((self.clock)(), (self.monotonic)());
+        if let Err(error) = self.high_water.store(&self.changes).await {
+            tracing::warn!(error = chain(&error), "the clock's mark cannot be stored; it is tried again");
         }
     }
 

@@ -16,8 +16,8 @@ use crate::backup::{BackupError, Backups};
 use crate::changes::{ChangeError, Changes};
 use crate::clusters::{ClusterName, Clusters, InvalidClusterName, LiveClusterName};
 use crate::ledger::{Changeset, Generator, LedgerError};
-use crate::max_offline::{InvalidMaxOffline, MaxOffline};
 use crate::live_keyrings::{KeysError, LiveKeyrings, MakesKeks, SealedKek, Snapshot};
+use crate::max_offline::{InvalidMaxOffline, MaxOffline};
 use crate::records::keyring::{self, KeyringError};
 use crate::records::payload::{ClusterRecord, KeyringRecord, NameRecord};
 use crate::records::rows;
@@ -25,10 +25,12 @@ use crate::times::to_ms;
 use crate::trail::Intent;
 
 mod cluster_changes;
+mod destruction;
 mod key_changes;
 
 pub use cluster_changes::ClusterChangeError;
-pub use key_changes::{ChangesVersion, DESTRUCTION_WAIT, DestructionGuard, VersionChange, Wish, guards};
+pub use destruction::{DESTRUCTION_WAIT, DestructionGuard, Evidence, Watch, guards};
+pub use key_changes::{ChangesVersion, VersionChange, Wish};
 
 /// Why a cluster was not made.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +144,8 @@ pub struct ControlPlane {
     default_policy: RotationPolicy,
     /// What a new cluster and a fresh rotation wait for, if so configured.
     backups: Option<Arc<Backups>>,
+    /// What a destruction is judged by, beyond the keyrings.
+    watch: Option<Watch>,
     generator: Generator,
 }
 
@@ -154,7 +158,7 @@ impl ControlPlane {
         default_policy: RotationPolicy,
         generator: Generator,
     ) -> Self {
-        Self { changes, keyrings, clusters, default_policy, backups: None, generator }
+        Self { changes, keyrings, clusters, default_policy, backups: None, watch: None, generator }
     }
 
     /// Returns this control plane with the backups that new keys may have to
@@ -162,6 +166,12 @@ impl ControlPlane {
     #[must_use]
     pub fn with_backups(self, backups: Arc<Backups>) -> Self {
         Self { backups: Some(backups), ..self }
+    }
+
+    /// Returns this control plane with what it judges a destruction by.
+    #[must_use]
+    pub fn with_watch(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
     }
 
     /// Makes a cluster with its first key: version 1 active, version 2 next.

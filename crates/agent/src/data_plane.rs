@@ -133,10 +133,21 @@ impl Shared {
         Ok((response, vec![Said::ok(active.version)]))
     }
 
+    /// Unwraps one, and notes that its version is still in use.
+    async fn unwrap_one(
+        &self,
+        permit: &Permit<actions::Unwrap>,
+        wrapped: &[u8],
+    ) -> Result<Unwrapped, UnwrapError> {
+        let result = self.unwrap_looking_twice(permit, wrapped).await;
+        self.keyrings.note_use(permit, wrapped, &result, (self.monotonic)());
+        result
+    }
+
     /// Unwraps one; an unknown key id, or one that opens under Next, makes the
     /// agent look into the store again, once. What still opens under Next was
     /// wrapped when this version was active: the store is an old copy.
-    async fn unwrap_one(
+    async fn unwrap_looking_twice(
         &self,
         permit: &Permit<actions::Unwrap>,
         wrapped: &[u8],

@@ -28,6 +28,7 @@ pub mod ca;
 pub mod control_plane;
 pub mod rotation;
 pub mod wraps;
+pub mod high_water;
 pub mod changes;
 pub mod trail;
 pub mod backup;

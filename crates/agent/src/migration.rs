@@ -44,7 +44,10 @@ impl fmt::Display for Outlook {
                 "the store has format {from}: kms-agent run first backs it up beside itself, then migrates it to format {FORMAT}, which older releases cannot open"
             ),
             Self::GoesOn => {
-                write!(f, "a migration of the store to format {FORMAT} was cut off: kms-agent run goes on with it")
+                write!(
+                    f,
+                    "a migration of the store to format {FORMAT} was cut off: kms-agent run goes on with it"
+                )
             }
         }
     }
@@ -188,7 +191,12 @@ impl Migration<'_> {
                 let old = page.into_iter().filter(|row| is_older(row, kind));
                 for batch in batches(old.collect()) {
                     rewritten += self.rewrite(kind, &batch).await?;
-                    tracing::info!(done = rewritten - before, of = of_kind, kind = kind.what, "migrating the store");
+                    tracing::info!(
+                        done = rewritten - before,
+                        of = of_kind,
+                        kind = kind.what,
+                        "migrating the store"
+                    );
                 }
                 if !full {
                     break;

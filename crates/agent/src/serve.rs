@@ -32,7 +32,7 @@ use crate::errors::chain;
 use crate::ledger::Generator;
 use crate::rotation::{Pace, Schedule};
 use crate::slots::reseal;
-use crate::{admin, backup, local, ops, wraps};
+use crate::{admin, backup, high_water, local, ops, wraps};
 
 /// The largest request of the data port: a batch of wrapped DEKs.
 const MAX_DATA_REQUEST: usize = 1 << 20;
@@ -252,6 +252,11 @@ fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, pace: Pace, stop: &Cancel
     tasks.spawn(every(CERTIFICATES_EVERY, stop.clone(), move || {
         let agent = Arc::clone(&renewing);
         async move { agent.renew_certificates().await }
+    }));
+    let looking = Arc::clone(agent);
+    tasks.spawn(every(high_water::LOOK_EVERY, stop.clone(), move || {
+        let agent = Arc::clone(&looking);
+        async move { agent.look_at_the_clock().await }
     }));
     let flushing = Arc::clone(agent);
     tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || flush_audit(Arc::clone(&flushing))));

@@ -104,12 +104,8 @@ impl Rig {
     ) -> Self {
         let authorities = Arc::new(ArcSwap::from_pointee(authorities));
         let identities = Arc::new(LiveIdentities::default());
-        let issuer = Issuer::new(
-            Arc::clone(&changes),
-            Arc::clone(&authorities),
-            Arc::clone(&identities),
-            generator,
-        );
+        let issuer =
+            Issuer::new(Arc::clone(&changes), Arc::clone(&authorities), Arc::clone(&identities), generator);
         let policy = Arc::new(Policy::new(Arc::clone(&identities)));
         Self { directory, clock, store, changes, authorities, identities, issuer: Arc::new(issuer), policy }
     }

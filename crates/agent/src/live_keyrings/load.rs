@@ -2,7 +2,7 @@
 //! key id that is not in memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -111,6 +111,7 @@ impl LiveKeyrings {
         let live = Self {
             store_keys: ArcSwapOption::from_pointee(store_keys),
             clusters: ArcSwap::from_pointee(clusters),
+            since: OnceLock::new(),
             generator,
         };
         Ok((live, damaged))

@@ -40,7 +40,10 @@ async fn age(desk: &Desk, clusters: &[ClusterId]) {
                 let record = desk.ledger.read::<ClusterRecord>(&rows::cluster(cluster)).await?.unwrap();
                 let ClusterRecord { id, name, created_ms, retired_ms, .. } = record.payload.clone();
                 let old = OldCluster { id, name, created_ms, retired_ms };
-                assert!(desk.ledger.read::<OldCluster>(&record.row).await.is_err(), "a newer format is refused");
+                assert!(
+                    desk.ledger.read::<OldCluster>(&record.row).await.is_err(),
+                    "a newer format is refused"
+                );
                 let row = desk.ledger.read_row(&rows::cluster(cluster)).await?.unwrap();
                 let bytes = desk.ledger.codec().encode(&row.name, 2, &old);
                 changeset.replace_sealed(&row, bytes);
@@ -57,7 +60,9 @@ async fn formats(desk: &Desk) -> Vec<u8> {
 }
 
 async fn backups(desk: &Desk, store: &Path) -> Backups {
-    Backups::load(store.to_owned(), None, Arc::clone(&desk.changes), Arc::clone(&desk.keyrings)).await.unwrap()
+    Backups::load(store.to_owned(), None, Arc::clone(&desk.changes), Arc::clone(&desk.keyrings))
+        .await
+        .unwrap()
 }
 
 fn of<'a>(desk: &'a Desk, backups: &'a Backups) -> Migration<'a> {

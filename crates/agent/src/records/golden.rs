@@ -143,7 +143,8 @@ fn a_rotation_of_the_store_key_keeps_a_records_format_and_refuses_a_newer_one() 
     let renewed = codec.renew(&row(record)).unwrap().unwrap();
     assert_eq!(renewed[0], 1);
     let renewed = Row { bytes: renewed, ..row(record) };
-    let (before, after) = (codec.decode::<ClusterRecord>(row(record)).unwrap(), codec.decode(renewed).unwrap());
+    let (before, after) =
+        (codec.decode::<ClusterRecord>(row(record)).unwrap(), codec.decode(renewed).unwrap());
     assert_eq!((after.seq, after.payload), (before.seq + 1, before.payload));
     let mut newer = row(record);
     newer.bytes[0] = ClusterRecord::FORMAT + 1;

@@ -289,6 +289,13 @@ pub struct MigrationRecord {
     pub backup: String,
 }
 
+/// The latest time that the wall clock has shown (`clock`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClockRecord {
+    #[prost(uint64, tag = "1")]
+    pub highest_ms: u64,
+}
+
 macro_rules! payloads {
     ($($type:ty = $what:literal in $rows:expr, format $format:literal $(from $upgrade:path)?;)*) => {
         $(impl Payload for $type {
@@ -317,5 +324,6 @@ payloads! {
     BackupRecord = "the last backup" in rows::BACKUP, format 1;
     SlotNote = "a root slot's note" in rows::SLOT_NOTES, format 1;
     ChangeRecord = "a change" in rows::CHANGES, format 1;
+    ClockRecord = "the clock's mark" in rows::CLOCK, format 1;
     MigrationRecord = "the migration under way" in rows::MIGRATION, format 1;
 }

@@ -38,6 +38,8 @@ pub const OLDER_STORE_KEYS: &str = "store-key/";
 pub const RESTORED: &str = "restored";
 /// The last verified backup.
 pub const BACKUP: &str = "backup";
+/// The latest time that the wall clock has shown.
+pub const CLOCK: &str = "clock";
 /// A migration to a newer format that is under way.
 pub const MIGRATION: &str = "migration";
 /// Prefix of what is known of the root slots beyond the slots themselves.

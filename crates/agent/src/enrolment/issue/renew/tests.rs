@@ -2,10 +2,10 @@ use fleet_kms_identity::KeyPair;
 
 use super::*;
 use crate::authz::{Role, Scope};
-use crate::max_offline::MaxOffline;
-use crate::records::payload::ClusterRecord;
 use crate::enrolment::rig::{CLUSTER, DAY, Rig, leaf};
 use crate::identities::SerialStanding;
+use crate::max_offline::MaxOffline;
+use crate::records::payload::ClusterRecord;
 use crate::records::rows;
 
 fn key() -> KeyPair {
