@@ -43,9 +43,11 @@ impl ControlPlane {
         let intent = self.key_intent("max_offline_set", permit).reason(reason);
         let intent = intent.detail("max_offline_seconds", seconds);
         let prepare = || self.prepare_max_offline(cluster, max_offline);
-        let before = self.changes.run(intent, prepare).await?;
-        self.clusters.set_max_offline(&cluster, max_offline);
-        Ok(before)
+        let publish = |before, _| {
+            self.clusters.set_max_offline(&cluster, max_offline);
+            before
+        };
+        self.changes.run_applied(intent, prepare, publish).await
     }
 
     async fn prepare_max_offline(

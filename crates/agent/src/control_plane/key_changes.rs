@@ -11,7 +11,6 @@ use super::destruction::{DESTRUCTION_WAIT, Evidence, refusal};
 use super::{ControlPlane, KeyChangeError};
 use crate::authz::{Action, Permit, actions};
 use crate::changes::ChangeError;
-use crate::live_keyrings::Snapshot;
 
 /// What a caller says along with a change.
 #[derive(Clone, Copy, Debug, Default)]
@@ -153,9 +152,7 @@ impl ControlPlane {
                 Ok(Vec::new())
             })
         };
-        let (snapshot, revision) = self.changes.run_with_revision(intent, prepare).await?;
-        self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
-        Ok(())
+        self.changes.run_applied(intent, prepare, |snapshot, at| self.publish(permit, snapshot, at)).await
     }
 }
 
