@@ -181,6 +181,25 @@ fn a_restored_backup_of_an_older_format_is_migrated_at_the_next_start() {
 }
 
 #[test]
+fn an_old_copy_of_an_older_format_serves_unchanged_until_it_is_confirmed() {
+    let golden = Golden::of_format(1).unwrap();
+    let mut fleet = fleet_over(&golden);
+    fleet.agent.start().unwrap();
+    fleet.agent.stop().unwrap();
+    let store = fleet.agent.directory.join("store.db");
+    fs::copy(golden.store(), &store).unwrap();
+    fleet.agent.start().unwrap();
+    let metrics = fleet.agent.ops("/metrics").unwrap().body;
+    assert!(metrics.lines().any(|line| line == "fleet_kms_agent_store_unconfirmed 1"), "{metrics}");
+    assert_eq!(format_in(&store, "meta"), Some(1), "nobody has said that these rows are right");
+    fleet.host(&["restore", "--confirm"]).unwrap();
+    assert!(is_migrated_but_for_keys(&store, &golden));
+    fleet.agent.stop().unwrap();
+    start(&mut fleet);
+    everything_recorded_opens(&fleet, &golden);
+}
+
+#[test]
 fn a_store_of_a_later_release_is_refused_with_what_to_do() {
     let golden = Golden::of_format(2).unwrap();
     let fleet = fleet_over(&golden);
@@ -312,6 +331,11 @@ fn format_in(store: &Path, row: &str) -> Option<u8> {
 /// Whether every record is of this release's format; no KEK may have been touched.
 fn is_migrated(store: &Path, golden: &Golden) -> bool {
     assert_eq!(rows(store, "kek/").len(), rows(&golden.store(), "kek/").len());
+    is_migrated_but_for_keys(store, golden)
+}
+
+/// As [`is_migrated`], where keys were added meanwhile.
+fn is_migrated_but_for_keys(store: &Path, golden: &Golden) -> bool {
     assert!(rows(&golden.store(), "kek/").iter().all(|kek| rows(store, "kek/").contains(kek)));
     let clusters = rows(store, "cluster/");
     assert_eq!(clusters.len(), golden.clusters.len());
