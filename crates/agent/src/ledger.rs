@@ -327,14 +327,22 @@ impl Ledger {
     ///
     /// When the store cannot be read.
     pub(crate) async fn settle_all(&self) -> Result<(), LedgerError> {
-        let left = self.scan::<ChangeRecord>(rows::CHANGES).await?;
-        let left = left.into_iter().filter(|record| record.payload.agent == self.agent);
+        let (codec, left) = (self.codec(), self.scan_rows(rows::CHANGES).await?);
+        // A damaged one stays: the head tells of it, and it is no reason not to start.
+        let left = left.into_iter().filter_map(|row| codec.decode::<ChangeRecord>(row).ok());
+        let left = left.filter(|record| record.payload.agent == self.agent);
         *self.settled() = left.collect();
         Ok(())
     }
 
+    /// Says whether a row is the record of a change whose outcome is in the
+    /// audit, still to be removed.
+    pub(crate) fn is_settled(&self, row: &RowName) -> bool {
+        self.settled().iter().any(|record| record.row == *row)
+    }
+
     /// Forgets that a change's record is still to be removed: somebody else
-    /// removes it.
+    /// removed it.
     pub(crate) fn forget_settled(&self, row: &RowName) {
         self.settled().retain(|record| record.row != *row);
     }

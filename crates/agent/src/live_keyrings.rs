@@ -7,7 +7,7 @@
 //! call opens the one it needs, uses it and wipes it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -150,6 +150,9 @@ pub struct LiveKeyrings {
     clusters: ArcSwap<HashMap<ClusterId, Arc<LiveCluster>>>,
     /// Since when uses have been noted.
     since: OnceLock<Instant>,
+    /// Whose each key id is, to tell a foreign one from one that nobody has
+    /// without a look at every cluster. Only refusals read it; nothing leaves it.
+    owners: RwLock<HashMap<KeyId, ClusterId>>,
     generator: Generator,
 }
 
@@ -187,7 +190,7 @@ impl LiveKeyrings {
         let snapshot = self.snapshot(permit.cluster())?;
         let wrapped = WrappedDek::parse(wrapped).map_err(|_| UnwrapError::Malformed)?;
         let version = snapshot.keyring.for_unwrap(&wrapped.header()).map_err(|refused| match refused {
-            UnwrapRefused::UnknownKeyId => self.unknown(&wrapped.header().key_id),
+            UnwrapRefused::UnknownKeyId => self.unknown(&permit.cluster(), &wrapped.header().key_id),
             UnwrapRefused::VersionMismatch => UnwrapError::Altered,
             UnwrapRefused::Disabled { .. } => UnwrapError::Disabled,
             UnwrapRefused::Destroyed { .. } => UnwrapError::Destroyed,
@@ -230,7 +233,14 @@ impl LiveKeyrings {
     /// Makes a committed snapshot visible to the next call. Called only after
     /// the transaction is durable.
     pub fn publish(&self, cluster: ClusterId, snapshot: Snapshot) {
-        let snapshot = Arc::new(snapshot);
+        let key_ids: Vec<_> = snapshot.keyring.versions().iter().map(|version| version.key_id).collect();
+        self.seat(cluster, Arc::new(snapshot));
+        // Afterwards: before, a caller's own new key id would be taken for another's.
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.extend(key_ids.into_iter().map(|key_id| (key_id, cluster)));
+    }
+
+    fn seat(&self, cluster: ClusterId, snapshot: Arc<Snapshot>) {
         if self.clusters.load().get(&cluster).is_none() {
             let new = Arc::new(LiveCluster::new(Arc::clone(&snapshot), WrapCounts::default()));
             self.clusters.rcu(|clusters| {
@@ -313,10 +323,10 @@ impl LiveKeyrings {
     }
 
     /// Tells another cluster's key id from one that nobody has, for the audit.
-    fn unknown(&self, key_id: &KeyId) -> UnwrapError {
-        let clusters = self.clusters.load();
-        let known = clusters.values().any(|live| live.snapshot.load().keyring.by_key_id(key_id).is_some());
-        if known { UnwrapError::Foreign } else { UnwrapError::UnknownKey }
+    fn unknown(&self, caller: &ClusterId, key_id: &KeyId) -> UnwrapError {
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let foreign = owners.get(key_id).is_some_and(|owner| owner != caller);
+        if foreign { UnwrapError::Foreign } else { UnwrapError::UnknownKey }
     }
 }
 
