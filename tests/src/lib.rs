@@ -21,6 +21,7 @@ pub mod control_plane;
 pub mod crash;
 pub mod audit_crash;
 pub mod refusal;
+pub mod golden;
 pub mod opened_store;
 pub mod tls_probe;
 pub mod member;

@@ -23,7 +23,7 @@ mod open_enum;
 pub use audit::{AuditChain, AuditHead, AuditQuery, AuditRecord};
 pub use authorities::{Ca, CaGeneration, CaKind, CaState, RotateCa, RotatedCa};
 pub use change::{Change, ChangeQuery};
-pub use clusters::{Cluster, CreateCluster, SetRotation};
+pub use clusters::{Cluster, CreateCluster, SetMaxOffline, SetRotation};
 pub use nodes::{Node, NodeState};
 pub use operations::{Method, Operation};
 pub use paging::{Page, PageQuery};

@@ -20,7 +20,8 @@ use crate::paging::{DEFAULT_LIMIT, MAX_CURSOR, MAX_LIMIT};
 use crate::problem::{MEDIA_TYPE, Problem};
 use crate::{
     AuditHead, AuditRecord, Ca, Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken,
-    Method, Node, Operation, Page, RotateCa, RotateKey, RotatedCa, SetRotation, Status, Token, Version,
+    Method, Node, Operation, Page, RotateCa, RotateKey, RotatedCa, SetMaxOffline, SetRotation, Status, Token,
+    Version,
 };
 
 const JSON: &str = "application/json";
@@ -84,6 +85,7 @@ fn request_body(operation: Operation, schemas: &mut Schemas) -> Option<(Ref, Req
     match operation {
         Operation::CreateCluster => Some((schemas.add::<CreateCluster>(), Required::True)),
         Operation::SetRotation => Some((schemas.add::<SetRotation>(), Required::True)),
+        Operation::SetMaxOffline => Some((schemas.add::<SetMaxOffline>(), Required::True)),
         Operation::RotateKey => Some((schemas.add::<RotateKey>(), Required::False)),
         Operation::RotateCa => Some((schemas.add::<RotateCa>(), Required::False)),
         Operation::CreateToken => Some((schemas.add::<CreateToken>(), Required::False)),
@@ -96,9 +98,10 @@ fn answer(operation: Operation, schemas: &mut Schemas) -> RefOr<Schema> {
     match operation {
         Operation::ListClusters => schemas.add::<Page<Cluster>>().into(),
         Operation::ShowCluster => schemas.add::<Cluster>().into(),
-        Operation::CreateCluster | Operation::SetRotation | Operation::RotateKey => {
-            schemas.add::<Change<Cluster>>().into()
-        }
+        Operation::CreateCluster
+        | Operation::SetRotation
+        | Operation::SetMaxOffline
+        | Operation::RotateKey => schemas.add::<Change<Cluster>>().into(),
         Operation::ListVersions => schemas.add::<Page<Version>>().into(),
         Operation::DisableVersion
         | Operation::EnableVersion
@@ -327,10 +330,9 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(&document_json()).unwrap();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for (name, schema) in schemas {
-            let request = matches!(
-                name.as_str(),
-                "CreateCluster" | "SetRotation" | "RotateKey" | "RotateCa" | "CreateToken"
-            );
+            let requests =
+                ["CreateCluster", "SetRotation", "SetMaxOffline", "RotateKey", "RotateCa", "CreateToken"];
+            let request = requests.contains(&name.as_str());
             assert_eq!(schema["additionalProperties"] == false, request, "{name}");
         }
     }

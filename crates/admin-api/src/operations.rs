@@ -85,6 +85,8 @@ operations! {
     ShowCluster = "cluster_show", Read Get "/v1/clusters/{cluster}", "Shows a cluster and its key at a glance.";
     SetRotation = "rotation_set", Change Put "/v1/clusters/{cluster}/rotation",
         "Changes the time between rotations.";
+    SetMaxOffline = "max_offline_set", Change Put "/v1/clusters/{cluster}/max-offline",
+        "Changes how long a cluster's nodes may be off and still renew.";
     RotateKey = "key_rotate", Change Post "/v1/clusters/{cluster}/rotate",
         "Rotates the key now, which resets the schedule.";
     ListVersions = "key_versions", List Get "/v1/clusters/{cluster}/versions",

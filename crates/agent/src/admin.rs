@@ -92,6 +92,7 @@ fn route(operation: Operation) -> MethodRouter<Admin> {
         Operation::CreateCluster => post(clusters::create),
         Operation::ShowCluster => get(clusters::show),
         Operation::SetRotation => put(keys::set_rotation),
+        Operation::SetMaxOffline => put(clusters::set_max_offline),
         Operation::RotateKey => post(keys::rotate),
         Operation::ListVersions => get(keys::versions),
         Operation::DisableVersion => post(keys::disable),

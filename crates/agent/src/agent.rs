@@ -18,14 +18,17 @@ use crate::bulletin::Bulletin;
 use crate::changes::{Changes, Unconfirmed};
 use crate::clusters::{ClusterError, Clusters};
 use crate::config::Config;
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, Watch};
 use crate::data_plane::DataPlaneService;
-use crate::enrolment::issue::{Issuer, MAX_OFFLINE};
+use crate::enrolment::issue::Issuer;
+use crate::errors::chain;
 use crate::fleet_ca::{CaStore, FleetCa, OwnCertificate, RollError};
+use crate::high_water::HighWater;
 use crate::identities::{IdentityError, LiveIdentities};
 use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
 use crate::metrics::Metrics;
+use crate::migration::{MigrateError, Migration};
 use crate::nodes::Nodes;
 use crate::recovery::{RecoverError, Recovered, Recovery};
 use crate::rolled_back::RolledBack;
@@ -54,6 +57,9 @@ pub enum OpenError {
     /// The clusters cannot be read.
     #[error(transparent)]
     Clusters(#[from] ClusterError),
+    /// The store is of an older release and was not migrated.
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     /// The fleet CA cannot be read or used, or is due and cannot be replaced.
     #[error(transparent)]
     Authorities(#[from] RollError),
@@ -87,7 +93,8 @@ impl OpenError {
             Self::Audit { .. } => exit::DATA,
             Self::Storage(error) => error.exit_code(),
             Self::Head(_) | Self::Keyrings(_) | Self::Identities(_) | Self::Clusters(_) => exit::DATA,
-            Self::Authorities(RollError::Use(_)) => exit::FAILURE,
+            Self::Migrate(MigrateError::Ledger(_) | MigrateError::Keyrings(_)) => exit::DATA,
+            Self::Migrate(_) | Self::Authorities(RollError::Use(_)) => exit::FAILURE,
             Self::Authorities(_) | Self::Ledger(_) | Self::Witness { .. } => exit::DATA,
         }
     }
@@ -127,6 +134,8 @@ pub struct Agent {
     pub rolled_back: Arc<RolledBack>,
     /// Works on the root slots.
     pub slots: Arc<Slots>,
+    /// The latest time that the clock has shown.
+    pub high_water: Arc<HighWater>,
     /// The directory of the audit.
     pub audit: PathBuf,
     /// Chains of the audit that were cut or begun anew since the store saw them.
@@ -176,8 +185,6 @@ impl Agent {
         let witness = Witness::new(&config.audit);
         let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         let keyrings = Arc::new(keyrings);
-        let identities = Arc::new(LiveIdentities::load(&ledger).await?);
-        let clusters = Arc::new(Clusters::load(&ledger).await?);
         let changes =
             Changes::new(Arc::clone(&ledger), log, witness, unconfirmed, Arc::clone(&clock), generator);
         let changes = Arc::new(changes);
@@ -186,17 +193,6 @@ impl Agent {
             changes.event(audit_cut(*chain, kept, found)).await;
         }
         changes.close_open_intents().await?;
-        let own_id = Subject::Agent { name: config.name.clone() };
-        let own_id = SpiffeId::new(config.trust_domain.clone(), own_id);
-        let store = CaStore { changes: Arc::clone(&changes), keyrings: Arc::clone(&keyrings), generator };
-        let ca = FleetCa::open(store, own_id, config.addresses.clone()).await?;
-        let issuer = Issuer::new(
-            Arc::clone(&changes),
-            Arc::clone(ca.live()),
-            Arc::clone(&identities),
-            generator,
-            MAX_OFFLINE,
-        );
         let backups = Backups::load(
             config.store.clone(),
             config.backup.clone(),
@@ -205,6 +201,18 @@ impl Agent {
         )
         .await?;
         let backups = Arc::new(backups);
+        if unconfirmed.is_none() {
+            let damaged = damaged.len();
+            Migration { changes: &changes, keyrings: &keyrings, backups: &backups, damaged }.run().await?;
+        }
+        let identities = Arc::new(LiveIdentities::load(&ledger).await?);
+        let clusters = Arc::new(Clusters::load(&ledger).await?);
+        let own_id = Subject::Agent { name: config.name.clone() };
+        let own_id = SpiffeId::new(config.trust_domain.clone(), own_id);
+        let store = CaStore { changes: Arc::clone(&changes), keyrings: Arc::clone(&keyrings), generator };
+        let ca = FleetCa::open(store, own_id, config.addresses.clone()).await?;
+        let issuer =
+            Issuer::new(Arc::clone(&changes), Arc::clone(ca.live()), Arc::clone(&identities), generator);
         let control_plane = ControlPlane::new(
             Arc::clone(&changes),
             Arc::clone(&keyrings),
@@ -212,7 +220,12 @@ impl Agent {
             config.rotation,
             generator,
         );
-        let control_plane = Arc::new(control_plane.with_backups(Arc::clone(&backups)));
+        let high_water = Arc::new(HighWater::load(&ledger).await?);
+        high_water.look(clock(), monotonic());
+        keyrings.watched(monotonic());
+        let watch = Watch { high_water: Arc::clone(&high_water), monotonic };
+        let control_plane = control_plane.with_backups(Arc::clone(&backups)).with_watch(watch);
+        let control_plane = Arc::new(control_plane);
         let slots =
             Slots::new(Arc::clone(&changes), Arc::clone(&keyrings), Arc::clone(&backups), slot, generator);
         let rolled_back =
@@ -228,6 +241,7 @@ impl Agent {
             backups,
             rolled_back: Arc::new(rolled_back),
             slots: Arc::new(slots),
+            high_water,
             audit: config.audit.clone(),
             audit_cut: cut.len(),
             issuer: Arc::new(issuer),
@@ -280,6 +294,14 @@ impl Agent {
         self.ledger.damaged().len()
     }
 
+    /// Looks at the clock, and stores the latest time that it has shown.
+    pub async fn look_at_the_clock(&self) {
+        self.high_water.look((self.clock)(), (self.monotonic)());
+        if let Err(error) = self.high_water.store(&self.changes).await {
+            tracing::warn!(error = chain(&error), "the clock's mark cannot be stored; it is tried again");
+        }
+    }
+
     /// Returns the agent's generator.
     pub fn generator(&self) -> Generator {
         self.generator
@@ -307,7 +329,14 @@ impl Agent {
             control_plane: &self.control_plane,
             identities: &self.identities,
         };
-        recovery.run(bans, 0).await
+        let recovered = recovery.run(bans, 0).await?;
+        // Nothing was rewritten before somebody said that the rows are right.
+        let (changes, keyrings, backups) = (&*self.changes, &*self.keyrings, &*self.backups);
+        let migration = Migration { changes, keyrings, backups, damaged: self.damaged };
+        if let Err(error) = migration.run().await {
+            tracing::error!(error = chain(&error), "the store is not migrated; the next start tries again");
+        }
+        Ok(recovered)
     }
 
     /// Returns the agent's clock.

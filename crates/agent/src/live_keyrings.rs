@@ -7,8 +7,8 @@
 //! call opens the one it needs, uses it and wipes it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use fleet_kms_keyring::sealed::Kind;
@@ -24,11 +24,14 @@ use crate::records::rows;
 mod epochs;
 mod load;
 mod store_keys;
+mod uses;
 mod wraps;
 
 pub use epochs::{NextEpoch, SlotSealError};
 pub use load::{DamagedKek, Held, LoadError, Reloaded, unopened_rows};
 pub use store_keys::StoreKeys;
+pub use uses::LastUse;
+use uses::Uses;
 pub use wraps::WrapCounts;
 use wraps::Wraps;
 
@@ -56,6 +59,7 @@ pub struct LiveCluster {
     snapshot: ArcSwap<Snapshot>,
     reread: load::Reread,
     wraps: Wraps,
+    uses: Uses,
 }
 
 /// A DEK, wrapped.
@@ -144,6 +148,8 @@ impl MakesKeks for actions::Recovery {}
 pub struct LiveKeyrings {
     store_keys: ArcSwapOption<StoreKeys>,
     clusters: ArcSwap<HashMap<ClusterId, Arc<LiveCluster>>>,
+    /// Since when uses have been noted.
+    since: OnceLock<Instant>,
     /// Whose each key id is, to tell a foreign one from one that nobody has
     /// without a look at every cluster. Only refusals read it; nothing leaves it.
     owners: RwLock<HashMap<KeyId, ClusterId>>,
@@ -332,6 +338,7 @@ impl LiveCluster {
             snapshot: ArcSwap::new(snapshot),
             reread: load::Reread::default(),
             wraps: Wraps::from_flushed(wraps),
+            uses: Uses::default(),
         }
     }
 

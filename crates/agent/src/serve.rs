@@ -37,7 +37,7 @@ use crate::rotation::Schedule;
 use crate::slots::reseal;
 use crate::trail::upkeep;
 use crate::turned_away::TurnedAway;
-use crate::{admin, backup, local, ops, wraps};
+use crate::{admin, backup, high_water, local, ops, wraps};
 
 /// The largest request of the data port: 512 wrapped DEKs of 32 bytes are 49 KiB.
 const MAX_DATA_REQUEST: usize = 64 << 10;
@@ -291,6 +291,11 @@ fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, config: &Config, stop: &C
         std::future::ready(())
     }));
     tasks.spawn(upkeep::run(Arc::clone(agent), config.audit_options, stop.clone()));
+    let looking = Arc::clone(agent);
+    tasks.spawn(every(high_water::LOOK_EVERY, stop.clone(), move || {
+        let agent = Arc::clone(&looking);
+        async move { agent.look_at_the_clock().await }
+    }));
 }
 
 /// Does something again and again until `stop`.

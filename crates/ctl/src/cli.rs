@@ -98,6 +98,20 @@ pub enum ClusterVerb {
         /// Time between rotations, at least 1h [default: the agent's, 30d].
         #[arg(long, value_name = "DURATION")]
         period: Option<HumanDuration>,
+        /// How long after its end a node's certificate may still renew, 7d to 730d [default: 180d].
+        #[arg(long, value_name = "DURATION")]
+        max_offline: Option<HumanDuration>,
+        /// How to change it.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Change how long a cluster's nodes may be off; `key set-period` changes the rotation.
+    Set {
+        /// Name or cluster id.
+        cluster: String,
+        /// How long after its end a node's certificate may still renew, 7d to 730d.
+        #[arg(long, value_name = "DURATION")]
+        max_offline: HumanDuration,
         /// How to change it.
         #[command(flatten)]
         change: ChangeArgs,

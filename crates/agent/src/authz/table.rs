@@ -102,6 +102,8 @@ table! {
     ClusterCreate = "cluster_create" => [OPERATOR],
     /// Show one cluster.
     ClusterShow = "cluster_show" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
+    /// Change how long a cluster's nodes may be off.
+    MaxOfflineSet = "max_offline_set" => [OPERATOR],
     /// List a cluster's versions.
     KeyVersions = "key_versions" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// Rotate a cluster's KEK now.

@@ -198,6 +198,7 @@ fn sample(operation: Operation) -> Ask {
     match operation {
         Operation::CreateCluster => ask.json(&json!({"name": "south"})),
         Operation::SetRotation => ask.json(&json!({"period": "7d"})),
+        Operation::SetMaxOffline => ask.json(&json!({"max_offline": "90d"})),
         _ => ask,
     }
 }
