@@ -10,6 +10,9 @@ pub mod clusters;
 pub mod versions;
 pub mod tokens;
 pub mod nodes;
+pub mod workers;
+pub mod admins;
+pub mod slots;
 pub mod status;
 pub mod change;
 pub mod paging;
@@ -18,13 +21,18 @@ pub mod scalars;
 pub mod openapi;
 mod open_enum;
 
-pub use change::{Change, ChangeQuery};
-pub use clusters::{Cluster, CreateCluster, SetRotation};
-pub use nodes::{Node, NodeState};
+pub use admins::{Admin, Role, Scope, SetRoles, SetScope};
+pub use change::{AgentReach, Change, ChangeQuery};
+pub use clusters::{
+    Cluster, ClusterQuery, ClusterState, CreateCluster, RenameCluster, RestoreCluster, SetRotation,
+};
+pub use nodes::{Node, NodeQuery, NodeState};
 pub use operations::{Method, Operation};
 pub use paging::{Page, PageQuery};
 pub use problem::{Code, Problem};
 pub use scalars::{HumanDuration, Timestamp};
+pub use slots::{Slot, SlotKind};
 pub use status::Status;
 pub use tokens::{CreateToken, IssuedToken, Token};
 pub use versions::{Explanation, Guard, RotateKey, Version, VersionState};
+pub use workers::Worker;

@@ -23,9 +23,13 @@ use crate::records::rows;
 use crate::times::to_ms;
 use crate::trail::Intent;
 
+mod cluster_changes;
 mod key_changes;
 
-pub use key_changes::{ChangesVersion, DESTRUCTION_WAIT, DestructionGuard, VersionChange, Wish, guards};
+pub use cluster_changes::{ClusterChange, ClusterChangeError};
+pub use key_changes::{
+    ChangesVersion, DESTRUCTION_WAIT, DestructionGuard, Stale, VersionChange, Wish, guards,
+};
 
 /// Why a cluster was not made.
 #[derive(Debug, thiserror::Error)]
@@ -97,17 +101,6 @@ pub struct Rotated {
     pub key_id: KeyId,
 }
 
-/// A cluster that was made.
-#[derive(Debug, Clone)]
-pub struct Created {
-    /// Its id.
-    pub id: ClusterId,
-    /// Its name.
-    pub name: ClusterName,
-    /// When.
-    pub created: SystemTime,
-}
-
 /// Changes clusters and keyrings.
 pub struct ControlPlane {
     changes: Arc<Changes>,
@@ -149,7 +142,7 @@ impl ControlPlane {
         name: &str,
         period: Option<Duration>,
         reason: Option<&str>,
-    ) -> Result<Created, ChangeError<CreateError>> {
+    ) -> Result<LiveClusterName, ChangeError<CreateError>> {
         let (name, policy) = self.parse_new(name, period).map_err(ChangeError::Refused)?;
         let id = ClusterId::generate(&mut *(self.generator)());
         let permit = permit.for_new_cluster(id);
@@ -157,10 +150,11 @@ impl ControlPlane {
         let prepare = || self.prepare_cluster(&permit, &name, policy);
         let ((snapshot, created), revision) = self.changes.run_with_revision(intent, prepare).await?;
         self.keyrings.publish(id, Snapshot { revision, ..snapshot });
-        self.clusters.publish(LiveClusterName { id, name: name.clone(), created });
+        let cluster = LiveClusterName { id, name, created, retired: None, revision };
+        self.clusters.publish(cluster.clone());
         let backed = self.backup().await;
         backed.map_err(|error| ChangeError::Refused(CreateError::NoBackup(Box::new(error))))?;
-        Ok(Created { id, name, created })
+        Ok(cluster)
     }
 
     /// Says whether a cluster could be made, and makes none.
@@ -348,7 +342,7 @@ impl ControlPlane {
             .read::<KeyringRecord>(&rows::keyring(&cluster))
             .await?
             .ok_or(KeyChangeError::UnknownCluster)?;
-        wish.check(record.revision)?;
+        self.check_revision(cluster, wish, record.revision).await?;
         let mut keyring = keyring::parse(&record)?;
         let made = change(&mut keyring, self.changes.now())?;
         let mut changeset = ledger.changeset();
@@ -360,6 +354,21 @@ impl ControlPlane {
             keks.insert(version, kek);
         }
         Ok((changeset, Snapshot { revision: record.revision, keyring, keks }))
+    }
+
+    /// Compares the revision that the caller has seen with the cluster's, which
+    /// is the later of its two records'.
+    async fn check_revision(
+        &self,
+        cluster: ClusterId,
+        wish: Wish<'_>,
+        keyring: Revision,
+    ) -> Result<(), KeyChangeError> {
+        if wish.at.is_none() {
+            return Ok(());
+        }
+        let record = self.changes.ledger().read::<ClusterRecord>(&rows::cluster(&cluster)).await?;
+        wish.check(record.map_or(keyring, |record| record.revision.max(keyring)))
     }
 
     fn key_intent<A: Action>(&self, action: &'static str, permit: &Permit<A>) -> Intent {

@@ -1,14 +1,15 @@
-//! Wrap, Unwrap, Status: who, may they, which keys, do it, say so.
+//! Wrap, Unwrap, Status, Rewrap: who, may they, which keys, do it, say so.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use fleet_kms_keyring::{ClusterId, KeyId};
 use fleet_kms_proto::agent::data_plane_server::DataPlane;
+use fleet_kms_proto::agent::rewrap_item::Outcome as RewrapOutcome;
 use fleet_kms_proto::agent::unwrap_item::Outcome;
 use fleet_kms_proto::agent::{
-    Refusal, StatusRequest, StatusResponse, UnwrapItem, UnwrapRequest, UnwrapResponse, WrapRequest,
-    WrapResponse,
+    Refusal, RewrapItem, RewrapRequest, RewrapResponse, StatusRequest, StatusResponse, UnwrapItem,
+    UnwrapRequest, UnwrapResponse, WrapRequest, WrapResponse,
 };
 use tonic::{Request, Response, Status, async_trait};
 use zeroize::Zeroizing;
@@ -18,7 +19,7 @@ use crate::authz::{Permit, actions, internal};
 use crate::bulletin::Bulletin;
 use crate::grpc_code::{DataError, keys_code};
 use crate::ledger::Ledger;
-use crate::live_keyrings::{LiveKeyrings, Reloaded, UnwrapError, Unwrapped};
+use crate::live_keyrings::{LiveKeyrings, Reloaded, RewrapError, UnwrapError, Unwrapped};
 use crate::nodes::Nodes;
 use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
@@ -77,6 +78,11 @@ impl DataPlane for DataPlaneService {
         let shared = &self.shared;
         shared.answers.answer("status", request, |call| shared.status(call)).await
     }
+
+    async fn rewrap(&self, request: Request<RewrapRequest>) -> Result<Response<RewrapResponse>, Status> {
+        let shared = &self.shared;
+        shared.answers.answer("rewrap", request, |call| shared.rewrap(call)).await
+    }
 }
 
 impl Shared {
@@ -131,6 +137,44 @@ impl Shared {
             roots: self.bulletin.roots(),
         };
         Ok((response, vec![Said::ok(active.version)]))
+    }
+
+    /// All of one call come under one version, even if it is rotated meanwhile.
+    async fn rewrap(
+        &self,
+        call: Call<actions::Rewrap, RewrapRequest>,
+    ) -> Result<(RewrapResponse, Vec<Said>), DataError> {
+        let wrapped = call.message.wrapped;
+        if !(1..=MAX_BATCH).contains(&wrapped.len()) {
+            return Err(DataError::Request { field: "wrapped", problem: "send 1 to 512 wrapped DEKs" });
+        }
+        let under = self.keyrings.active_for_rewrap(&call.permit)?;
+        self.sightings.in_use(&call.caller);
+        let mut items = Vec::with_capacity(wrapped.len());
+        let mut said = Vec::with_capacity(wrapped.len());
+        for (index, wrapped) in wrapped.iter().enumerate() {
+            if index % YIELD_EVERY == YIELD_EVERY - 1 {
+                tokio::task::yield_now().await;
+            }
+            let mut result = self.keyrings.rewrap(&call.permit, &under, wrapped, call.now);
+            if matches!(result, Err(RewrapError::Unwrap(UnwrapError::UnknownKey)))
+                && self.reload(call.permit.cluster()).await
+            {
+                result = self.keyrings.rewrap(&call.permit, &under, wrapped, call.now);
+            }
+            let (outcome, note) = match result {
+                Ok(wrapped) => (RewrapOutcome::Wrapped(wrapped.bytes), Said::ok(wrapped.header.version)),
+                Err(RewrapError::Wrap(error)) => return Err(error.into()),
+                Err(RewrapError::Unwrap(error)) => match item(Err(error))? {
+                    (Outcome::Refused(refusal), note) => (RewrapOutcome::Refused(refusal), note),
+                    (Outcome::Plain(_), _) => unreachable!("an error has no DEK"),
+                },
+            };
+            items.push(RewrapItem { outcome: Some(outcome) });
+            said.push(note);
+        }
+        let (version, key_id) = (under.version.get(), under.key_id.as_bytes().to_vec());
+        Ok((RewrapResponse { items, version, key_id }, said))
     }
 
     /// Unwraps one; an unknown key id, or one that opens under Next, makes the

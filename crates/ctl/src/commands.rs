@@ -1,13 +1,16 @@
 //! Runs one command: opens the link when the command first needs it, and
 //! turns the outcome into text and exit code.
 
+mod admin;
 mod changes;
 mod cluster;
 mod context;
 mod generate;
 mod key;
 mod node;
+mod slot;
 mod status;
+mod worker;
 
 use std::io;
 use std::time::SystemTime;
@@ -44,6 +47,9 @@ async fn dispatch(cli: Cli, console: &mut Console) -> Result<(), Failure> {
         Noun::Cluster(verb) => cluster::run(&mut session, verb).await,
         Noun::Key(verb) => key::run(&mut session, verb).await,
         Noun::Node(verb) => node::run(&mut session, verb).await,
+        Noun::Worker(verb) => worker::run(&mut session, verb).await,
+        Noun::Admin(verb) => admin::run(&mut session, verb).await,
+        Noun::Slot(verb) => slot::run(&mut session, verb).await,
         Noun::Status(args) => status::run(&mut session, &args).await,
         Noun::Context(verb) => context::run(&mut session, verb),
         Noun::Completions { shell } => generate::completions(&mut session, shell),

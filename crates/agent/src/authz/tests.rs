@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Role, TABLE, Who};
+use super::{Role, TABLE, Who, may_grant};
 
 /// The RPCs of the agent API, read off its definition.
 fn rpcs() -> BTreeSet<String> {
@@ -50,10 +50,37 @@ fn only_what_needs_no_certificate_is_open_to_anyone() {
 
 #[test]
 fn an_auditor_changes_nothing() {
-    let changes = ["create", "rotate", "disable", "enable", "destroy", "ban", "remove", "set", "revoke"];
+    let changes = [
+        "create", "rotate", "disable", "enable", "destroy", "ban", "remove", "set", "revoke", "retire",
+        "restore", "rename",
+    ];
     for row in TABLE.iter().filter(|row| row.who.contains(&Who::Admin(Role::Auditor))) {
         assert!(!changes.iter().any(|verb| row.id.contains(verb)), "{}", row.id);
     }
+}
+
+#[test]
+fn nobody_grants_what_they_may_not_do() {
+    use Role::{Auditor, Enroller, KeyOfficer, Operator};
+    for (own, role, may) in [
+        (&[Operator][..], Operator, true),
+        (&[Operator], Auditor, true),
+        (&[Operator], Enroller, true),
+        (&[Operator], KeyOfficer, false),
+        (&[Operator, KeyOfficer], KeyOfficer, true),
+        (&[KeyOfficer], Operator, false),
+        (&[Auditor, Enroller], Operator, false),
+        (&[], Enroller, false),
+    ] {
+        assert_eq!(may_grant(own, role), may, "{own:?} {role:?}");
+    }
+}
+
+#[test]
+fn a_worker_rewraps_and_renews_and_nothing_else() {
+    let worker: Vec<_> =
+        TABLE.iter().filter(|row| row.who.contains(&Who::Worker)).map(|row| row.id).collect();
+    assert_eq!(worker, ["/fleet_kms.agent.v1.DataPlane/Rewrap", "/fleet_kms.agent.v1.Enrolment/Renew"]);
 }
 
 #[test]

@@ -23,15 +23,17 @@ use crate::records::payload::{IdentityRecord, IssuedCertificate, IssuedRecord};
 use crate::records::{Record, rows};
 use crate::times::{from_ms, to_ms};
 
-mod ban;
+mod admins;
 mod direct;
 mod join;
+mod members;
 mod readopt;
 mod renew;
 
-pub use ban::NodeChangeError;
+pub use admins::{AdminChange, AdminChangeError, ChangesAdmin};
 pub use direct::{Bundle, DirectError, agent_certificate_due};
 pub use join::{EnrolError, Join};
+pub use members::{Bans, MemberChangeError, Removes, Unbans};
 pub use renew::{RenewError, RenewRefused};
 
 /// How long after its notAfter a node's certificate may still renew.

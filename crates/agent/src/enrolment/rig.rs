@@ -109,7 +109,7 @@ impl Rig {
             generator,
             MAX_OFFLINE,
         );
-        let policy = Arc::new(Policy::new(Arc::clone(&identities)));
+        let policy = Arc::new(Policy::new(Arc::clone(&identities), Arc::default()));
         Self { directory, clock, store, changes, authorities, identities, issuer: Arc::new(issuer), policy }
     }
 
@@ -241,7 +241,7 @@ impl Rig {
             roles: Vec::new(),
             scope: Scope::All,
         });
-        let permit = Policy::new(Arc::new(stale)).permit(&self.caller(shown)).unwrap();
+        let permit = Policy::new(Arc::new(stale), Arc::default()).permit(&self.caller(shown)).unwrap();
         self.issuer.renew(&permit, shown, &csr).await.map(|certified| leaf(&certified))
     }
 }
