@@ -206,6 +206,28 @@ impl Changes {
         F: Future<Output = Result<(Changeset, T), E>> + Send,
         P: Fn() -> F + Send + Sync,
     {
+        self.run_applied(intent, prepare, |value, revision| (value, revision)).await
+    }
+
+    /// Like [`Self::run`]; `apply` takes the change into memory as soon as it
+    /// is durable, before the audit has the outcome and before anything that
+    /// waits for the end of this change, such as the end of a store-key epoch,
+    /// goes on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub async fn run_applied<T, R, E, F, P>(
+        &self,
+        intent: Intent,
+        prepare: P,
+        apply: impl FnOnce(T, Revision) -> R + Send,
+    ) -> Result<R, ChangeError<E>>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<(Changeset, T), E>> + Send,
+        P: Fn() -> F + Send + Sync,
+    {
         if let Some(why) = self.unconfirmed()
             && !self.recovering.load(Ordering::SeqCst)
         {
@@ -224,6 +246,7 @@ impl Changes {
         let recorded = recorded.map_err(ChangeError::Audit)?;
         let mark = Mark { change, intent: recorded };
         let result = self.attempt(&mark, prepare).await;
+        let result = result.map(|(value, revision)| apply(value, revision));
         let outcome = match &result {
             Ok(_) => Closed::Done,
             Err(ChangeError::Write(WriteError::Unknown(_))) => Closed::Unknown,
@@ -254,6 +277,9 @@ impl Changes {
             let happened = self.ledger.happened(&intent.change).await?;
             let why = "the agent stopped before the transaction".to_owned();
             self.close(intent.change, if happened { Closed::Done } else { Closed::NotDone(why) }).await;
+        }
+        if self.log.open_intents().is_empty() {
+            self.ledger.settle_all().await?;
         }
         Ok(open.len())
     }

@@ -318,6 +318,20 @@ impl Ledger {
         Ok(())
     }
 
+    /// Settles every change of this agent whose record is still in the store.
+    /// For the start, once no intent is open: a run ends with some of its last
+    /// changes settled in memory only.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub(crate) async fn settle_all(&self) -> Result<(), LedgerError> {
+        let left = self.scan::<ChangeRecord>(rows::CHANGES).await?;
+        let left = left.into_iter().filter(|record| record.payload.agent == self.agent);
+        *self.settled() = left.collect();
+        Ok(())
+    }
+
     /// Forgets that a change's record is still to be removed: somebody else
     /// removes it.
     pub(crate) fn forget_settled(&self, row: &RowName) {

@@ -280,16 +280,19 @@ impl LiveKeyrings {
     /// Makes a committed snapshot visible to the next call. Called only after
     /// the transaction is durable.
     pub fn publish(&self, cluster: ClusterId, snapshot: Snapshot) {
+        let snapshot = Arc::new(snapshot);
+        if self.clusters.load().get(&cluster).is_none() {
+            let new = Arc::new(LiveCluster::new(Arc::clone(&snapshot), WrapCounts::default()));
+            self.clusters.rcu(|clusters| {
+                let mut clusters = HashMap::clone(clusters);
+                clusters.entry(cluster).or_insert_with(|| Arc::clone(&new));
+                clusters
+            });
+        }
+        // Also after an insert: another snapshot of the same cluster may have got in first.
         if let Some(live) = self.clusters.load().get(&cluster) {
             live.replace(snapshot);
-            return;
         }
-        let live = Arc::new(LiveCluster::new(snapshot, WrapCounts::default()));
-        self.clusters.rcu(|clusters| {
-            let mut clusters = HashMap::clone(clusters);
-            clusters.entry(cluster).or_insert_with(|| Arc::clone(&live));
-            clusters
-        });
     }
 
     /// Opens a CA's private key.
@@ -368,17 +371,16 @@ impl LiveKeyrings {
 }
 
 impl LiveCluster {
-    fn new(snapshot: Snapshot, wraps: WrapCounts) -> Self {
+    fn new(snapshot: Arc<Snapshot>, wraps: WrapCounts) -> Self {
         Self {
-            snapshot: ArcSwap::from_pointee(snapshot),
+            snapshot: ArcSwap::new(snapshot),
             reread: load::Reread::default(),
             wraps: Wraps::from_flushed(wraps),
         }
     }
 
     /// Takes a snapshot unless it is older than the one there.
-    fn replace(&self, snapshot: Snapshot) {
-        let snapshot = Arc::new(snapshot);
+    fn replace(&self, snapshot: Arc<Snapshot>) {
         self.snapshot.rcu(|current| {
             Arc::clone(if current.revision < snapshot.revision { &snapshot } else { current })
         });

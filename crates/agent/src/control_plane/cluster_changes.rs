@@ -102,10 +102,12 @@ impl ControlPlane {
         wish: Wish<'_>,
     ) -> Result<LiveClusterName, ChangeError<ClusterChangeError>> {
         let prepare = || self.prepare_cluster_change(cluster, change, wish);
-        let (changed, revision) = self.changes.run_with_revision(intent, prepare).await?;
-        let changed = LiveClusterName { revision, ..changed };
-        self.clusters.publish(changed.clone());
-        Ok(changed)
+        let publish = |changed, revision| {
+            let changed = LiveClusterName { revision, ..changed };
+            self.clusters.publish(changed.clone());
+            changed
+        };
+        self.changes.run_applied(intent, prepare, publish).await
     }
 
     /// Says what a change would make of a cluster, and changes nothing.

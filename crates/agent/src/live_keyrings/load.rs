@@ -106,7 +106,7 @@ impl LiveKeyrings {
                 }
             }
             let wraps = wraps.remove(&rows::wraps(&id)).unwrap_or_default();
-            clusters.insert(id, Arc::new(LiveCluster::new(snapshot, wraps)));
+            clusters.insert(id, Arc::new(LiveCluster::new(Arc::new(snapshot), wraps)));
         }
         let live = Self {
             store_keys: ArcSwapOption::from_pointee(store_keys),

@@ -104,15 +104,16 @@ impl Issuer {
             AdminChange::Remove => intent,
         };
         let prepare = || self.prepare_admin(permit.who(), admin, change, wish);
-        let run = self.changes.run_with_revision(intent, prepare).await;
-        let (record, revision) = run.map_err(IssueFailure::flatten::<AdminChangeError>)?;
-        match record {
-            Some(record) => Ok(self.publish(record, revision)?),
+        // In memory before the audit has the outcome: a demotion waits for no disk.
+        let publish = |record: Option<_>, revision| match record {
+            Some(record) => self.publish(record, revision),
             None => {
                 self.identities.remove(admin, revision);
                 Ok(())
             }
-        }
+        };
+        let run = self.changes.run_applied(intent, prepare, publish).await;
+        Ok(run.map_err(IssueFailure::flatten::<AdminChangeError>)??)
     }
 
     /// Says whether an admin could be changed, and changes nothing.

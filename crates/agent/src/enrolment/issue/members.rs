@@ -114,10 +114,9 @@ impl Issuer {
             changeset.delete(&record);
             Ok::<_, MemberChangeError>((changeset, ()))
         };
-        let run = self.changes.run_with_revision(intent, prepare).await;
-        let ((), revision) = run.map_err(IssueFailure::flatten::<MemberChangeError>)?;
-        self.identities.remove(member, revision);
-        Ok(())
+        let forget = |(), revision| self.identities.remove(member, revision);
+        let run = self.changes.run_applied(intent, prepare, forget).await;
+        run.map_err(IssueFailure::flatten::<MemberChangeError>)
     }
 
     /// Forgets all nodes and workers of the permit's cluster, one change each;
@@ -174,9 +173,10 @@ impl Issuer {
             let record = write_identity(&mut changeset, member, Some(&before), after);
             Ok::<_, MemberChangeError>((changeset, record))
         };
-        let run = self.changes.run_with_revision(intent, prepare).await;
-        let (record, revision) = run.map_err(IssueFailure::flatten::<MemberChangeError>)?;
-        Ok(self.publish(record, revision)?)
+        // In memory before the audit has the outcome: a ban waits for no disk.
+        let publish = |record, revision| self.publish(record, revision);
+        let run = self.changes.run_applied(intent, prepare, publish).await;
+        Ok(run.map_err(IssueFailure::flatten::<MemberChangeError>)??)
     }
 }
 
