@@ -36,7 +36,7 @@ pub struct Cluster {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub retired: Option<Timestamp>,
-    /// Until when nothing may destroy a retired cluster's keys; nothing does so by itself later.
+    /// No destruction that is ordered after the retirement can come earlier; none comes by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub keys_kept_until: Option<Timestamp>,
