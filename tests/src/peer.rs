@@ -8,9 +8,7 @@ use fleet_kms_identity::{Certificate, JoinToken, KeyPair, TrustDomain, split_pem
 use fleet_kms_process::clock;
 use fleet_kms_proto::agent::data_plane_client::DataPlaneClient;
 use fleet_kms_proto::agent::enrolment_client::EnrolmentClient;
-use fleet_kms_proto::agent::{
-    CertificateResponse, EnrolRequest, RenewRequest, RewrapRequest, RewrapResponse, WrapRequest,
-};
+use fleet_kms_proto::agent::{CertificateResponse, EnrolRequest, RewrapRequest, RewrapResponse, WrapRequest};
 use fleet_kms_transport::{
     ClientTls, ConnectOptions, LinkService, LiveIdentity, Roots, agent_client_tls, connect, first_contact_tls,
 };
@@ -48,6 +46,16 @@ impl Identity {
         Self::new(chain, key, split_pem_chain(&read("roots.crt")?)?)
     }
 
+    /// Reads what `kmsctl worker enrol` has put into a directory.
+    ///
+    /// # Errors
+    /// When a file is missing or is none.
+    pub fn directory(directory: &Path) -> anyhow::Result<Self> {
+        let read = |file: &str| std::fs::read(directory.join(file)).with_context(|| file.to_owned());
+        let key = KeyPair::from_pem(std::str::from_utf8(&read("key.pem")?)?)?;
+        Self::new(split_pem_chain(&read("chain.pem")?)?, key, split_pem_chain(&read("roots.pem")?)?)
+    }
+
     /// Exchanges a join token for a certificate.
     ///
     /// # Errors
@@ -61,19 +69,6 @@ impl Identity {
         let peer = Peer::connect(port, &tls)?;
         let mut client = EnrolmentClient::new(peer.service.clone());
         let answer = peer.runtime.block_on(client.enrol(request))?.into_inner();
-        Self::from_answer(answer, key)
-    }
-
-    /// Exchanges this certificate for the next one, with a new key.
-    ///
-    /// # Errors
-    /// When the agent refuses.
-    pub fn renew(&self, port: u16) -> anyhow::Result<Self> {
-        let key = KeyPair::generate()?;
-        let request = RenewRequest { csr: key.csr_der()? };
-        let peer = self.connect(port)?;
-        let mut client = EnrolmentClient::new(peer.service.clone());
-        let answer = peer.runtime.block_on(client.renew(request))?.into_inner();
         Self::from_answer(answer, key)
     }
 

@@ -5,6 +5,8 @@ use std::process::{Command, Output};
 
 use fleet_kms_proto::agent::Refusal;
 use fleet_kms_proto::agent::rewrap_item::Outcome;
+use fleet_kms_tests::child::Spec;
+use fleet_kms_tests::faketime::FakeClock;
 use fleet_kms_tests::fleet::{Fleet, until_true};
 use fleet_kms_tests::peer::Identity;
 use fleet_kms_tests::programs::Program;
@@ -87,7 +89,29 @@ fn a_worker_rewraps_for_its_cluster_renews_and_is_cut_off_by_its_ban() {
 
     let token = fleet.kmsctl(&["worker", "token", "--cluster", "north", "--name", "census"]).unwrap();
     assert!(fleet.kmsctl(&["node", "tokens", "--cluster", "north"]).unwrap().contains("worker census"));
-    let worker = Identity::enrol(enrolment, &token).unwrap();
+    let (directory, port) = (fleet.path().join("census"), format!("127.0.0.1:{enrolment}"));
+    let on_host = |args: &[&str], ahead: i64, input: &str| {
+        let clock = FakeClock::new(fleet.path()).unwrap();
+        clock.set(ahead).unwrap();
+        let file = fleet.path().join("input");
+        std::fs::write(&file, input).unwrap();
+        let mut all = vec!["worker"];
+        all.extend(args);
+        all.extend(["--directory", directory.to_str().unwrap()]);
+        if args[0] == "enrol" {
+            all.extend(["--token-file", file.to_str().unwrap()]);
+        }
+        let spec = Spec::new("kmsctl", &Program::Ctl.path().unwrap(), fleet.path()).args(all);
+        let mut child = clock.apply(spec).unwrap().start().unwrap();
+        let status = child.wait_exit(START_LIMIT).unwrap();
+        (status.code(), child.stdout().unwrap() + &child.stderr().unwrap())
+    };
+    let (code, said) = on_host(&["enrol", "--agent", &port], 0, &token);
+    assert!(code == Some(0) && said.contains("/worker/census, until "), "{code:?} {said}");
+    assert_eq!(on_host(&["enrol", "--agent", &port], 0, "fkjt1.nonsense").0, Some(2));
+    let (code, said) = on_host(&["enrol", "--agent", &port], 0, &token);
+    assert!(code == Some(3) && said.contains("used up"), "another key now: {code:?} {said}");
+    let worker = Identity::directory(&directory).unwrap();
     assert!(worker.certificate.id().to_string().ends_with("/worker/census"));
     let at_work = worker.connect(data).unwrap();
     let answer = at_work.rewrap(vec![old.clone(), foreign.clone()]).unwrap();
@@ -99,7 +123,12 @@ fn a_worker_rewraps_for_its_cluster_renews_and_is_cut_off_by_its_ban() {
     assert_eq!(node.rewrap(vec![old.clone()]).unwrap_err().code(), tonic::Code::PermissionDenied);
 
     // The next certificate works, and the one before it until then.
-    let renewed = worker.renew(enrolment).unwrap();
+    let (code, said) = on_host(&["renew"], 0, "");
+    assert!(code == Some(0) && said.contains("not due: "), "{code:?} {said}");
+    let (code, said) = on_host(&["renew"], 3 * 86_400, "");
+    assert!(code == Some(0) && said.contains("/worker/census, until "), "{code:?} {said}");
+    let renewed = Identity::directory(&directory).unwrap();
+    assert_ne!(renewed.certificate.serial(), worker.certificate.serial());
     assert_eq!(renewed.certificate.id(), worker.certificate.id());
     let next = renewed.connect(data).unwrap();
     next.rewrap(vec![old.clone()]).unwrap();

@@ -311,6 +311,27 @@ pub enum WorkerVerb {
     Unban(WorkerArgs),
     /// Remove a worker; to come back it needs a new join token.
     Remove(WorkerArgs),
+    /// On the worker's host: exchange a join token for a certificate. Needs no context.
+    Enrol {
+        /// An agent's enrolment port.
+        #[arg(long, value_name = "HOST:7444")]
+        agent: String,
+        /// Directory of the identity; it is made if it is not there.
+        #[arg(long, value_name = "DIRECTORY")]
+        directory: PathBuf,
+        /// File with the token [default: standard input].
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// On the worker's host: renew the certificate if it is due. Run it daily. Needs no context.
+    Renew {
+        /// Directory of the identity.
+        #[arg(long, value_name = "DIRECTORY")]
+        directory: PathBuf,
+        /// An agent's enrolment port [default: the one that the last answer named].
+        #[arg(long, value_name = "HOST:7444")]
+        agent: Option<String>,
+    },
 }
 
 /// Arguments of `worker token`.

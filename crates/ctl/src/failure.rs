@@ -10,6 +10,7 @@ use crate::client::ClientError;
 use crate::client::link::LinkError;
 use crate::console::Console;
 use crate::contexts::ContextError;
+use crate::worker_identity::WorkerError;
 
 /// Exit code of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,9 @@ pub enum Failure {
     /// The agent did not answer, or answered a problem.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A worker's identity on this host.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     /// A dangerous change that nobody confirmed.
     #[error("{what} needs a confirmation, and there is no terminal to ask on")]
     Unconfirmed {
@@ -82,6 +86,7 @@ impl Failure {
                 Exit::Unavailable => Exit::Unavailable,
                 _ => Exit::Failed,
             },
+            Self::Worker(error) => error.exit(),
             Self::Declined => Exit::Usage,
             Self::Client(ClientError::Endless) | Self::Output(_) | Self::Form { .. } => Exit::Failed,
         }
@@ -96,6 +101,7 @@ impl Failure {
             Self::Client(ClientError::Strange { .. }) => {
                 "check that the context's server is the agent's admin port (7445)".into()
             }
+            Self::Worker(error) => error.remedy().into(),
             Self::Unconfirmed { .. } => "look at --dry-run, then give --yes".into(),
             _ => String::new(),
         }

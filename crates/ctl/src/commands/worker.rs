@@ -2,7 +2,8 @@
 
 use std::time::SystemTime;
 
-use fleet_kms_admin_api::{CreateToken, Operation, Worker};
+use fleet_kms_admin_api::{CreateToken, Operation, Timestamp, Worker};
+use fleet_kms_identity::Certificate;
 
 use crate::cli::{WorkerArgs, WorkerVerb};
 use crate::commands::Session;
@@ -11,7 +12,8 @@ use crate::commands::node;
 use crate::failure::Failure;
 use crate::output::Table;
 use crate::output::table::{column, or_dash, wide};
-use crate::output::time::relative;
+use crate::output::time::{relative, short};
+use crate::worker_identity::{self, Renewed};
 
 pub(super) async fn run(session: &mut Session<'_>, verb: WorkerVerb) -> Result<(), Failure> {
     match verb {
@@ -22,7 +24,8 @@ pub(super) async fn run(session: &mut Session<'_>, verb: WorkerVerb) -> Result<(
                 ttl: args.ttl,
                 ..CreateToken::default()
             };
-            let hint = "its certificate is renewed while it is valid; after that it needs a new token";
+            let hint = "on the worker's host: kmsctl worker enrol --agent HOST:7444 --directory DIRECTORY, with the \
+                        token on standard input; then `kmsctl worker renew` once a day";
             node::issue(session, &args.cluster, &body, &args.change, hint).await
         }
         WorkerVerb::List { cluster } => {
@@ -32,8 +35,27 @@ pub(super) async fn run(session: &mut Session<'_>, verb: WorkerVerb) -> Result<(
         }
         WorkerVerb::Ban(args) => change(session, &args, Operation::BanWorker, Some("banning")).await,
         WorkerVerb::Unban(args) => change(session, &args, Operation::UnbanWorker, None).await,
+        WorkerVerb::Enrol { agent, directory, token_file } => {
+            let token = worker_identity::read_token(token_file.as_deref())?;
+            let timeout = session.global.timeout.as_duration();
+            let worker = worker_identity::enrol(&directory, &agent, &token, timeout).await?;
+            Ok(session.console.print(&enrolled(&worker))?)
+        }
+        WorkerVerb::Renew { directory, agent } => {
+            let timeout = session.global.timeout.as_duration();
+            match worker_identity::renew(&directory, agent.as_deref(), timeout).await? {
+                Renewed::Done(worker) => Ok(session.console.print(&enrolled(&worker))?),
+                Renewed::NotDue(wait) => Ok(session
+                    .console
+                    .print(&format!("not due: it is renewed in {} at the earliest", short(wait)))?),
+            }
+        }
         WorkerVerb::Remove(args) => change(session, &args, Operation::RemoveWorker, Some("removing")).await,
     }
+}
+
+fn enrolled(worker: &Certificate) -> String {
+    format!("{}, until {}", worker.id(), Timestamp::from(worker.not_after()))
 }
 
 fn table(workers: &[Worker], all: bool, now: SystemTime) -> String {
