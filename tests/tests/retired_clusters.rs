@@ -15,9 +15,8 @@ fn client(sidecar: &Sidecar, api: Api) -> KmsClient {
 
 fn metric(fleet: &Fleet, name: &str) -> i64 {
     let text = fleet.agent.ops("/metrics").unwrap().ok().unwrap();
-    let line =
-        text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{name}"));
-    line.rsplit(' ').next().unwrap().parse().unwrap()
+    let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+    line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 #[test]

@@ -16,10 +16,9 @@ open_enum! {
     }
 }
 
-impl Default for ClusterState {
-    fn default() -> Self {
-        Self::Live
-    }
+/// What an agent means that knows no other state.
+fn live() -> ClusterState {
+    ClusterState::Live
 }
 
 /// A cluster and the state of its key, at a glance.
@@ -30,7 +29,7 @@ pub struct Cluster {
     /// Name, a label that is unique among live clusters.
     pub name: String,
     /// Whether it is in use.
-    #[serde(default)]
+    #[serde(default = "live")]
     pub state: ClusterState,
     /// When it was retired.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -113,7 +113,7 @@ fn role(role: &api::Role) -> Result<Role, Refused> {
 }
 
 fn scope(call: &Call, body: &SetScope) -> Result<Scope, Refused> {
-    if body.all == !body.clusters.is_empty() {
+    if body.all != body.clusters.is_empty() {
         let remedy = "give `all` or at least one cluster, not both";
         return Err(Refused::field("clusters", "a scope is all clusters or some", remedy));
     }

@@ -286,3 +286,17 @@ async fn who_asks_too_much_is_slowed_down_and_nobody_else() {
     assert_eq!(refused.headers["retry-after"], "1");
     assert_eq!(rig.ask(Ask::new(Operation::ListClusters, &[])).await.status, 200);
 }
+
+#[tokio::test]
+async fn a_body_that_does_not_come_gives_its_place_back() {
+    let rig = Rig::new().await;
+    let slow = rig.admin("slow", &[Role::Operator], &Scope::All).await;
+    let create =
+        || Ask::new(Operation::CreateCluster, &[]).header("content-type", "application/json").endless();
+    let (bare, with_key) = tokio::join!(
+        rig.ask_as(&slow, create()),
+        rig.ask_as(&slow, create().header("idempotency-key", "k1")),
+    );
+    assert_eq!(bare.code(), "invalid_request", "{}", bare.body);
+    assert_eq!(with_key.code(), "body_too_large", "{}", with_key.body);
+}

@@ -140,13 +140,13 @@ async fn a_worker_rewraps_its_clusters_values_and_sees_no_dek() {
     let worker = enrol(&rig, "north", &json!({"worker": "census"})).await;
     let dek = vec![7; 32];
     let wrap = async |by: &Certificate| {
-        let request = WrapRequest { plaintext: dek.clone().into(), ..Default::default() };
+        let request = WrapRequest { plaintext: dek.clone(), ..Default::default() };
         plane.wrap(call(by, request)).await.unwrap().into_inner()
     };
     let (old, foreign) = (wrap(&node).await, wrap(&other).await);
     assert_eq!(rig.ask(Ask::new(Operation::RotateKey, &["north"])).await.status, 200);
 
-    let batch = vec![old.wrapped.clone(), foreign.wrapped, vec![1, 2, 3].into()];
+    let batch = vec![old.wrapped.clone(), foreign.wrapped, vec![1, 2, 3]];
     let answer = plane.rewrap(call(&worker, RewrapRequest { wrapped: batch })).await.unwrap().into_inner();
     assert_eq!((answer.version, old.version), (2, 1));
     let outcomes: Vec<_> = answer.items.into_iter().map(|item| item.outcome.unwrap()).collect();
@@ -157,7 +157,7 @@ async fn a_worker_rewraps_its_clusters_values_and_sees_no_dek() {
     }
     let request = UnwrapRequest { wrapped: vec![new.into()] };
     let read = plane.unwrap(call(&node, request)).await.unwrap().into_inner();
-    assert_eq!(read.items[0].outcome, Some(Outcome::Plain(dek.into())));
+    assert_eq!(read.items[0].outcome, Some(Outcome::Plain(dek)));
 
     let request = || RewrapRequest { wrapped: vec![old.wrapped.clone()] };
     for certificate in [&node, &rig.first_admin()] {

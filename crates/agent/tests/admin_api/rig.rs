@@ -65,6 +65,7 @@ pub(crate) struct Ask {
     target: String,
     headers: Vec<(&'static str, String)>,
     body: Option<String>,
+    endless: bool,
 }
 
 impl Ask {
@@ -73,7 +74,13 @@ impl Ask {
     }
 
     pub(crate) fn target(method: &str, target: &str) -> Self {
-        Self { method: method.parse().unwrap(), target: target.to_owned(), headers: Vec::new(), body: None }
+        Self {
+            method: method.parse().unwrap(),
+            target: target.to_owned(),
+            headers: Vec::new(),
+            body: None,
+            endless: false,
+        }
     }
 
     pub(crate) fn query(mut self, query: &str) -> Self {
@@ -88,6 +95,11 @@ impl Ask {
 
     pub(crate) fn json(self, body: &Value) -> Self {
         self.header("content-type", "application/json").raw(&body.to_string())
+    }
+
+    /// Lets the body come to no end.
+    pub(crate) fn endless(self) -> Self {
+        Self { endless: true, ..self }
     }
 
     pub(crate) fn raw(mut self, body: &str) -> Self {
@@ -146,7 +158,11 @@ impl Rig {
         for (name, value) in &ask.headers {
             request = request.header(*name, value);
         }
-        let request = request.body(ask.body.map_or_else(Body::empty, Body::from)).unwrap();
+        let body = match ask.endless {
+            true => Body::new(Never),
+            false => ask.body.map_or_else(Body::empty, Body::from),
+        };
+        let request = request.body(body).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = to_bytes(response.into_body(), 16 << 20).await.unwrap();
@@ -214,4 +230,19 @@ pub(crate) fn peer(certificate: &Certificate, standing: Standing) -> Arc<PeerInf
 /// Who calls over that connection.
 pub(crate) fn caller(certificate: &Certificate, standing: Standing) -> Caller {
     Caller::from_peer(&peer(certificate, standing)).unwrap()
+}
+
+/// A body of which nothing ever comes.
+struct Never;
+
+impl hyper::body::Body for Never {
+    type Data = axum::body::Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+        std::task::Poll::Pending
+    }
 }

@@ -11,6 +11,7 @@ use fleet_kms_identity::SpiffeId;
 use super::{IssueFailure, Issuer, write_identity};
 use crate::authz::{Action, FleetPermit, Role, Scope, actions, may_grant};
 use crate::control_plane::{Stale, Wish};
+use crate::enrolment::audit_trail;
 use crate::ledger::Changeset;
 use crate::records::payload::IdentityRecord;
 use crate::records::{Record, rows};
@@ -96,11 +97,7 @@ impl Issuer {
         let intent = Intent::new(A::ID, permit.who()).target(admin.to_string()).reason(wish.reason);
         let intent = match change {
             AdminChange::Roles(roles) => intent.detail("roles", names(roles).join(",")),
-            AdminChange::Scope(Scope::All) => intent.detail("scope", "all"),
-            AdminChange::Scope(Scope::Clusters(ids)) => {
-                let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-                intent.detail("scope", ids.join(","))
-            }
+            AdminChange::Scope(scope) => intent.detail("scope", audit_trail::scope_text(scope)),
             AdminChange::Remove => intent,
         };
         let prepare = || self.prepare_admin(permit.who(), admin, change, wish);
