@@ -13,6 +13,7 @@ pub mod nodes;
 pub mod workers;
 pub mod admins;
 pub mod slots;
+pub mod authorities;
 pub mod status;
 pub mod change;
 pub mod paging;
@@ -22,6 +23,7 @@ pub mod openapi;
 mod open_enum;
 
 pub use admins::{Admin, Role, Scope, SetRoles, SetScope};
+pub use authorities::{Ca, CaGeneration, CaKind, CaState, RotateCa, RotatedCa};
 pub use change::{AgentReach, Change, ChangeQuery};
 pub use clusters::{
     Cluster, ClusterQuery, ClusterState, CreateCluster, RenameCluster, RestoreCluster, SetRotation,

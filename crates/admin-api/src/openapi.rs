@@ -18,9 +18,9 @@ use crate::operations::Kind;
 use crate::paging::{DEFAULT_LIMIT, MAX_CURSOR, MAX_LIMIT};
 use crate::problem::{MEDIA_TYPE, Problem};
 use crate::{
-    Admin, Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken, Method, Node, Operation,
-    Page, RenameCluster, RestoreCluster, RotateKey, SetRoles, SetRotation, SetScope, Slot, Status, Token,
-    Version, Worker,
+    Admin, Ca, Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken, Method, Node,
+    Operation, Page, RenameCluster, RestoreCluster, RotateCa, RotateKey, RotatedCa, SetRoles, SetRotation,
+    SetScope, Slot, Status, Token, Version, Worker,
 };
 
 const JSON: &str = "application/json";
@@ -85,6 +85,7 @@ fn request_body(operation: Operation, schemas: &mut Schemas) -> Option<(Ref, Req
         Operation::CreateCluster => Some((schemas.add::<CreateCluster>(), Required::True)),
         Operation::SetRotation => Some((schemas.add::<SetRotation>(), Required::True)),
         Operation::RotateKey => Some((schemas.add::<RotateKey>(), Required::False)),
+        Operation::RotateCa => Some((schemas.add::<RotateCa>(), Required::False)),
         Operation::CreateToken => Some((schemas.add::<CreateToken>(), Required::False)),
         Operation::RestoreCluster => Some((schemas.add::<RestoreCluster>(), Required::False)),
         Operation::RenameCluster => Some((schemas.add::<RenameCluster>(), Required::True)),
@@ -128,6 +129,8 @@ fn answer(operation: Operation, schemas: &mut Schemas) -> RefOr<Schema> {
         Operation::BanNode | Operation::UnbanNode | Operation::RemoveNode => {
             schemas.add::<Change<Node>>().into()
         }
+        Operation::ShowCa => schemas.add::<Ca>().into(),
+        Operation::RotateCa | Operation::ReplaceCa => schemas.add::<Change<RotatedCa>>().into(),
         Operation::ShowStatus => schemas.add::<Status>().into(),
         Operation::ShowOpenapi => ObjectBuilder::new().schema_type(Type::Object).build().into(),
     }
@@ -336,6 +339,7 @@ mod tests {
                 "CreateCluster",
                 "SetRotation",
                 "RotateKey",
+                "RotateCa",
                 "CreateToken",
                 "RestoreCluster",
                 "RenameCluster",

@@ -34,6 +34,7 @@ mod nodes;
 mod workers;
 mod admins;
 mod slots;
+mod authorities;
 mod status;
 
 use gate::Gate;
@@ -119,6 +120,9 @@ fn route(operation: Operation) -> MethodRouter<Admin> {
         Operation::SetAdminScope => put(admins::set_scope),
         Operation::RemoveAdmin => delete(admins::remove),
         Operation::ListSlots => get(slots::list),
+        Operation::ShowCa => get(authorities::show),
+        Operation::RotateCa => post(authorities::rotate),
+        Operation::ReplaceCa => post(authorities::replace),
         Operation::ShowStatus => get(status::show),
         Operation::ShowOpenapi => get(status::openapi),
     }

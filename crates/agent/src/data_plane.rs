@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use fleet_kms_keyring::{ClusterId, KeyId};
+use fleet_kms_keyring::{ClusterId, KeyId, Version};
 use fleet_kms_proto::agent::data_plane_server::DataPlane;
 use fleet_kms_proto::agent::rewrap_item::Outcome as RewrapOutcome;
 use fleet_kms_proto::agent::unwrap_item::Outcome;
@@ -19,15 +19,16 @@ use crate::authz::{Permit, actions, internal};
 use crate::bulletin::Bulletin;
 use crate::grpc_code::{DataError, keys_code};
 use crate::ledger::Ledger;
-use crate::live_keyrings::{LiveKeyrings, Reloaded, RewrapError, UnwrapError, Unwrapped};
+use crate::live_keyrings::{LiveKeyrings, Reloaded, RewrapError, UnwrapError, Unwrapped, Wrapped};
 use crate::nodes::Nodes;
 use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
+use crate::turns::{Turns, Work};
 
 /// Wrapped DEKs in one Unwrap.
 pub const MAX_BATCH: usize = 512;
-/// A batch lets others go first after so many.
-const YIELD_EVERY: usize = 32;
+/// A batch takes a turn for so many: what one turn may cost the others.
+const ITEMS_PER_TURN: usize = 8;
 
 /// The service of the data port.
 #[derive(Clone)]
@@ -43,6 +44,7 @@ struct Shared {
     bulletin: Arc<Bulletin>,
     rolled_back: Arc<RolledBack>,
     sightings: Arc<Sightings>,
+    turns: Turns,
     monotonic: fn() -> Instant,
 }
 
@@ -55,9 +57,11 @@ impl DataPlaneService {
         nodes: Arc<Nodes>,
         bulletin: Arc<Bulletin>,
         (rolled_back, sightings): (Arc<RolledBack>, Arc<Sightings>),
+        turns: Turns,
         monotonic: fn() -> Instant,
     ) -> Self {
-        let shared = Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, monotonic };
+        let shared =
+            Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, turns, monotonic };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -93,7 +97,9 @@ impl Shared {
         let WrapRequest { plaintext, key_id } = call.message;
         let dek = Zeroizing::new(plaintext);
         let named = parse_key_id(&key_id)?;
+        let turn = self.turns.turn(call.permit.cluster(), call.permit.who(), Work::Wrap).await;
         let wrapped = self.keyrings.wrap(&call.permit, named.as_ref(), &dek, call.now)?;
+        drop(turn);
         let response = WrapResponse {
             wrapped: wrapped.bytes,
             key_id: wrapped.header.key_id.as_bytes().to_vec(),
@@ -112,13 +118,17 @@ impl Shared {
         }
         let mut items = Vec::with_capacity(wrapped.len());
         let mut said = Vec::with_capacity(wrapped.len());
-        for (index, wrapped) in wrapped.iter().enumerate() {
-            if index % YIELD_EVERY == YIELD_EVERY - 1 {
-                tokio::task::yield_now().await;
+        let work = if wrapped.len() == 1 { Work::Unwrap } else { Work::Batch };
+        for some in wrapped.chunks(ITEMS_PER_TURN) {
+            let turn = self.turns.turn(call.permit.cluster(), call.permit.who(), work).await;
+            let results: Vec<_> =
+                some.iter().map(|wrapped| self.keyrings.unwrap(&call.permit, wrapped)).collect();
+            drop(turn);
+            for (wrapped, result) in some.iter().zip(results) {
+                let (outcome, note) = item(self.looked_up(&call.permit, wrapped, result).await)?;
+                items.push(UnwrapItem { outcome: Some(outcome) });
+                said.push(note);
             }
-            let (outcome, note) = item(self.unwrap_one(&call.permit, wrapped).await)?;
-            items.push(UnwrapItem { outcome: Some(outcome) });
-            said.push(note);
         }
         Ok((UnwrapResponse { items }, said))
     }
@@ -152,41 +162,64 @@ impl Shared {
         self.sightings.in_use(&call.caller);
         let mut items = Vec::with_capacity(wrapped.len());
         let mut said = Vec::with_capacity(wrapped.len());
-        for (index, wrapped) in wrapped.iter().enumerate() {
-            if index % YIELD_EVERY == YIELD_EVERY - 1 {
-                tokio::task::yield_now().await;
+        for some in wrapped.chunks(ITEMS_PER_TURN) {
+            let turn = self.turns.turn(call.permit.cluster(), call.permit.who(), Work::Batch).await;
+            let again = |wrapped| self.keyrings.rewrap(&call.permit, &under, wrapped, call.now);
+            let results: Vec<_> = some.iter().map(|wrapped| again(wrapped)).collect();
+            drop(turn);
+            for (wrapped, mut result) in some.iter().zip(results) {
+                if matches!(result, Err(RewrapError::Unwrap(UnwrapError::UnknownKey))) {
+                    // Whoever brought the news: this call, or one that it waited for.
+                    self.reload(call.permit.cluster()).await;
+                    result = again(wrapped);
+                }
+                let (outcome, note) = self.rewrapped(call.permit.cluster(), result).await?;
+                items.push(RewrapItem { outcome: Some(outcome) });
+                said.push(note);
             }
-            let mut result = self.keyrings.rewrap(&call.permit, &under, wrapped, call.now);
-            if matches!(result, Err(RewrapError::Unwrap(UnwrapError::UnknownKey)))
-                && self.reload(call.permit.cluster()).await
-            {
-                result = self.keyrings.rewrap(&call.permit, &under, wrapped, call.now);
-            }
-            let (outcome, note) = match result {
-                Ok(wrapped) => (RewrapOutcome::Wrapped(wrapped.bytes), Said::ok(wrapped.header.version)),
-                Err(RewrapError::Wrap(error)) => return Err(error.into()),
-                Err(RewrapError::Unwrap(error)) => match item(Err(error))? {
-                    (Outcome::Refused(refusal), note) => (RewrapOutcome::Refused(refusal), note),
-                    (Outcome::Plain(_), _) => unreachable!("an error has no DEK"),
-                },
-            };
-            items.push(RewrapItem { outcome: Some(outcome) });
-            said.push(note);
         }
         let (version, key_id) = (under.version.get(), under.key_id.as_bytes().to_vec());
         Ok((RewrapResponse { items, version, key_id }, said))
     }
 
-    /// Unwraps one; an unknown key id, or one that opens under Next, makes the
-    /// agent look into the store again, once. What still opens under Next was
-    /// wrapped when this version was active: the store is an old copy.
-    async fn unwrap_one(
+    /// One answer of a rewrap. What opened under a version that is still to come
+    /// raises the alarm, unless this memory was behind the store.
+    async fn rewrapped(
+        &self,
+        cluster: ClusterId,
+        result: Result<(Wrapped, Option<Version>), RewrapError>,
+    ) -> Result<(RewrapOutcome, Said), DataError> {
+        match result {
+            Ok((wrapped, under_next)) => {
+                if let Some(version) = under_next
+                    && !self.reload(cluster).await
+                {
+                    self.rolled_back.raise(cluster, version);
+                }
+                Ok((RewrapOutcome::Wrapped(wrapped.bytes), Said::ok(wrapped.header.version)))
+            }
+            Err(RewrapError::Wrap(error)) => Err(error.into()),
+            Err(RewrapError::Unwrap(error)) => match item(Err(error))? {
+                (Outcome::Refused(refusal), note) => Ok((RewrapOutcome::Refused(refusal), note)),
+                (Outcome::Plain(_), _) => unreachable!("an error has no DEK"),
+            },
+        }
+    }
+
+    /// Goes on from the first try to unwrap one: an unknown key id, or one that
+    /// opens under Next, makes the agent look into the store again, once. What
+    /// still opens under Next was wrapped when this version was active: the
+    /// store is an old copy.
+    async fn looked_up(
         &self,
         permit: &Permit<actions::Unwrap>,
         wrapped: &[u8],
+        result: Result<Unwrapped, UnwrapError>,
     ) -> Result<Unwrapped, UnwrapError> {
-        match self.keyrings.unwrap(permit, wrapped) {
-            Err(UnwrapError::UnknownKey) if self.reload(permit.cluster()).await => {
+        match result {
+            Err(UnwrapError::UnknownKey) => {
+                // Whoever brought the news: this call, or one that it waited for.
+                self.reload(permit.cluster()).await;
                 self.keyrings.unwrap(permit, wrapped)
             }
             Ok(unwrapped) if unwrapped.under_next => {

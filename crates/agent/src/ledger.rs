@@ -332,8 +332,14 @@ impl Ledger {
         Ok(())
     }
 
+    /// Says whether a row is the record of a change whose outcome is in the
+    /// audit, still to be removed.
+    pub(crate) fn is_settled(&self, row: &RowName) -> bool {
+        self.settled().iter().any(|record| record.row == *row)
+    }
+
     /// Forgets that a change's record is still to be removed: somebody else
-    /// removes it.
+    /// removed it.
     pub(crate) fn forget_settled(&self, row: &RowName) {
         self.settled().retain(|record| record.row != *row);
     }

@@ -7,7 +7,7 @@
 //! call opens the one it needs, uses it and wipes it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -155,6 +155,9 @@ impl MakesKeks for actions::Recovery {}
 pub struct LiveKeyrings {
     store_keys: ArcSwapOption<StoreKeys>,
     clusters: ArcSwap<HashMap<ClusterId, Arc<LiveCluster>>>,
+    /// Whose each key id is, to tell a foreign one from one that nobody has
+    /// without a look at every cluster. Only refusals read it; nothing leaves it.
+    owners: RwLock<HashMap<KeyId, ClusterId>>,
     generator: Generator,
 }
 
@@ -203,7 +206,9 @@ impl LiveKeyrings {
     }
 
     /// Wraps what is wrapped anew, under `under`, which was active when the
-    /// call began. The DEK is wiped here and never leaves.
+    /// call began. The DEK is wiped here and never leaves. Also returns the
+    /// version that it opened under if that is still to come, as
+    /// [`Unwrapped::under_next`] has it.
     ///
     /// # Errors
     ///
@@ -214,10 +219,11 @@ impl LiveKeyrings {
         under: &Header,
         wrapped: &[u8],
         now: SystemTime,
-    ) -> Result<Wrapped, RewrapError> {
+    ) -> Result<(Wrapped, Option<Version>), RewrapError> {
         let unwrapped = self.unwrap_in(permit.cluster(), wrapped).map_err(RewrapError::Unwrap)?;
         let rewrapped = self.wrap_in(permit.cluster(), Some(&under.key_id), &unwrapped.dek, now);
-        rewrapped.map_err(RewrapError::Wrap)
+        let under_next = unwrapped.under_next.then_some(unwrapped.version);
+        Ok((rewrapped.map_err(RewrapError::Wrap)?, under_next))
     }
 
     /// Returns the version that a rewrap brings everything to.
@@ -233,7 +239,7 @@ impl LiveKeyrings {
         let snapshot = self.snapshot(cluster)?;
         let wrapped = WrappedDek::parse(wrapped).map_err(|_| UnwrapError::Malformed)?;
         let version = snapshot.keyring.for_unwrap(&wrapped.header()).map_err(|refused| match refused {
-            UnwrapRefused::UnknownKeyId => self.unknown(&wrapped.header().key_id),
+            UnwrapRefused::UnknownKeyId => self.unknown(&cluster, &wrapped.header().key_id),
             UnwrapRefused::VersionMismatch => UnwrapError::Altered,
             UnwrapRefused::Disabled { .. } => UnwrapError::Disabled,
             UnwrapRefused::Destroyed { .. } => UnwrapError::Destroyed,
@@ -280,7 +286,14 @@ impl LiveKeyrings {
     /// Makes a committed snapshot visible to the next call. Called only after
     /// the transaction is durable.
     pub fn publish(&self, cluster: ClusterId, snapshot: Snapshot) {
-        let snapshot = Arc::new(snapshot);
+        let key_ids: Vec<_> = snapshot.keyring.versions().iter().map(|version| version.key_id).collect();
+        self.seat(cluster, Arc::new(snapshot));
+        // Afterwards: before, a caller's own new key id would be taken for another's.
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.extend(key_ids.into_iter().map(|key_id| (key_id, cluster)));
+    }
+
+    fn seat(&self, cluster: ClusterId, snapshot: Arc<Snapshot>) {
         if self.clusters.load().get(&cluster).is_none() {
             let new = Arc::new(LiveCluster::new(Arc::clone(&snapshot), WrapCounts::default()));
             self.clusters.rcu(|clusters| {
@@ -363,10 +376,10 @@ impl LiveKeyrings {
     }
 
     /// Tells another cluster's key id from one that nobody has, for the audit.
-    fn unknown(&self, key_id: &KeyId) -> UnwrapError {
-        let clusters = self.clusters.load();
-        let known = clusters.values().any(|live| live.snapshot.load().keyring.by_key_id(key_id).is_some());
-        if known { UnwrapError::Foreign } else { UnwrapError::UnknownKey }
+    fn unknown(&self, caller: &ClusterId, key_id: &KeyId) -> UnwrapError {
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let foreign = owners.get(key_id).is_some_and(|owner| owner != caller);
+        if foreign { UnwrapError::Foreign } else { UnwrapError::UnknownKey }
     }
 }
 

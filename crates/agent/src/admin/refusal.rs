@@ -14,11 +14,13 @@ use fleet_kms_admin_api::{Code, Problem};
 use fleet_kms_keyring::TransitionError;
 
 use crate::authz::Denied;
+use crate::ca::RolloverError;
 use crate::changes::ChangeError;
 use crate::control_plane::{ClusterChangeError, CreateError, KeyChangeError, Stale};
 use crate::enrolment::issue::{AdminChangeError, IssueFailure, MemberChangeError};
 use crate::enrolment::tokens::{TermsError, TokenChangeError, TokenError};
 use crate::errors::chain;
+use crate::fleet_ca::RollError;
 use crate::ledger::{LedgerError, WriteError};
 use crate::live_keyrings::KeysError;
 use crate::slots::SlotsError;
@@ -334,6 +336,34 @@ impl From<SlotsError> for Refused {
         match error {
             SlotsError::Ledger(error) => error.into(),
             _ => internal(&text),
+        }
+    }
+}
+
+impl From<RollError> for Refused {
+    fn from(error: RollError) -> Self {
+        let text = chain(&error);
+        match error {
+            RollError::Change(error) => (*error).into(),
+            RollError::Load(_) | RollError::Use(_) => internal(&text),
+        }
+    }
+}
+
+impl From<RolloverError> for Refused {
+    fn from(error: RolloverError) -> Self {
+        let text = chain(&error);
+        match error {
+            RolloverError::NotDue => Self::new(Code::StateConflict, text, "`kmsctl ca show` shows the dates"),
+            RolloverError::Retiring => Self::new(
+                Code::StateConflict,
+                text,
+                "wait until the oldest one is no longer trusted; `kmsctl ca show` says when",
+            ),
+            RolloverError::Load(_)
+            | RolloverError::Sign(_)
+            | RolloverError::Seal(_)
+            | RolloverError::Generations => internal(&text),
         }
     }
 }

@@ -164,6 +164,12 @@ table! {
     AdminRemove = "admin_remove" => [OPERATOR],
     /// List the root slots.
     SlotList = "slot_list" => [OPERATOR, KEY_OFFICER, AUDITOR],
+    /// Show the fleet CA.
+    CaShow = "ca_show" => [OPERATOR, KEY_OFFICER, AUDITOR],
+    /// Replace the issuing CA or the root in good order.
+    CaRotate = "ca_rotate" => [OPERATOR, KEY_OFFICER],
+    /// Replace a compromised CA, which shuts every node out.
+    CaReplace = "ca_replace" => [KEY_OFFICER],
     /// Show the agent's status.
     StatusShow = "status_show" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
     /// Show the admin API's document.
@@ -187,6 +193,9 @@ table! {
 /// all clusters may.
 pub const FLEET_WIDE: &[&str] = &[
     "cluster_create",
+    "ca_show",
+    "ca_rotate",
+    "ca_replace",
     "admin_list",
     "admin_show",
     "admin_set_role",

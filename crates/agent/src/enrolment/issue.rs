@@ -31,7 +31,8 @@ mod readopt;
 mod renew;
 
 pub use admins::{AdminChange, AdminChangeError, ChangesAdmin};
-pub use direct::{Bundle, DirectError, agent_certificate_due};
+pub use direct::{AgainError, Bundle, DirectError, agent_certificate_due, certificates_pem};
+pub(super) use join::Shown;
 pub use join::{EnrolError, Join};
 pub use members::{Bans, MemberChangeError, Removes, Unbans};
 pub use renew::{RenewError, RenewRefused};
