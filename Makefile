@@ -1,5 +1,5 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: attacks audit-bench audit-crash simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi crash
+.PHONY: attacks audit-bench audit-crash simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi roles crash
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ proto-check: proto ## fail when the generated code differs from proto/
 
 openapi: ## write docs/openapi.json from the admin API's types
 	UPDATE_OPENAPI=1 cargo test -q -p fleet-kms-admin-api the_document_in_the_tree
+
+roles: ## write docs/admin-roles.md from the authorization table
+	UPDATE_ROLES=1 cargo test -q -p fleet-kms-agent --lib the_documented_roles
 
 crash: ## crash trials on the built agent: every disk operation of every change in order, then N=1000 random ones (SEED=1)
 	cargo build -p fleet-kms-agent

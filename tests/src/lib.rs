@@ -7,6 +7,7 @@ pub mod wait;
 pub mod ports;
 pub mod http;
 pub mod child;
+pub mod peer;
 pub mod peers;
 pub mod kms_client;
 pub mod etcd;

@@ -10,6 +10,8 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Type};
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::scalars::Timestamp;
+
 /// Header that makes a repeated change harmless: the same key with the same
 /// request gets the first one's answer.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -46,9 +48,37 @@ pub struct Change<T> {
     /// What the operator should know or do next, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// Which agents act on it by now, where that matters: a ban holds where it has arrived.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<AgentReach>,
     /// The thing after the change; absent on a dry run.
     #[serde(default = "nothing", skip_serializing_if = "Option::is_none")]
     pub result: Option<T>,
+}
+
+/// Whether a live agent acts on a change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AgentReach {
+    /// Name of the agent.
+    pub agent: String,
+    /// Whether it does.
+    pub has_it: bool,
+    /// Until when it may go on serving without it; absent when it has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub may_serve_until: Option<Timestamp>,
+}
+
+impl<T> Change<T> {
+    /// What a dry run answers.
+    pub fn plan(effects: Vec<String>, warnings: Vec<String>) -> Self {
+        Self { applied: false, effects, warnings, agents: Vec::new(), result: None }
+    }
+
+    /// What a change that was made answers.
+    pub fn done(effects: Vec<String>, warnings: Vec<String>, result: Option<T>) -> Self {
+        Self { applied: true, effects, warnings, agents: Vec::new(), result }
+    }
 }
 
 fn nothing<T>() -> Option<T> {
@@ -73,6 +103,12 @@ impl<T: ToSchema> PartialSchema for Change<T> {
             .required("applied")
             .property("effects", sentences("What it does, one sentence each."))
             .property("warnings", sentences("What the operator should know or do next, one sentence each."))
+            .property(
+                "agents",
+                ArrayBuilder::new().items(Ref::from_schema_name(AgentReach::name())).description(Some(
+                    "Which agents act on it by now, where that matters: a ban holds where it has arrived.",
+                )),
+            )
             .property("result", Ref::from_schema_name(T::name()))
             .into()
     }
@@ -85,7 +121,9 @@ impl<T: ToSchema> ToSchema for Change<T> {
 
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         schemas.push((T::name().into(), T::schema()));
+        schemas.push((AgentReach::name().into(), AgentReach::schema()));
         T::schemas(schemas);
+        AgentReach::schemas(schemas);
     }
 }
 

@@ -3,7 +3,23 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::open_enum::open_enum;
 use crate::scalars::{HumanDuration, Timestamp};
+
+open_enum! {
+    /// State of a cluster.
+    ClusterState {
+        /// Its nodes may call, its key is rotated.
+        Live = "live",
+        /// Its nodes are gone and its calls refused; its keys are kept.
+        Retired = "retired",
+    }
+}
+
+/// What an agent means that knows no other state.
+fn live() -> ClusterState {
+    ClusterState::Live
+}
 
 /// A cluster and the state of its key, at a glance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -12,7 +28,18 @@ pub struct Cluster {
     pub id: String,
     /// Name, a label that is unique among live clusters.
     pub name: String,
-    /// Revision of the keyring record; goes into `If-Match`.
+    /// Whether it is in use.
+    #[serde(default = "live")]
+    pub state: ClusterState,
+    /// When it was retired.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub retired: Option<Timestamp>,
+    /// No destruction that is ordered after the retirement can come earlier; none comes by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub keys_kept_until: Option<Timestamp>,
+    /// Revision of the cluster, the later of its label's and its keyring's; goes into `If-Match`.
     pub revision: u64,
     /// When the cluster was created.
     pub created: Timestamp,
@@ -74,6 +101,40 @@ pub struct SetMaxOffline {
 pub struct SetRotation {
     /// Time between rotations, at least one hour.
     pub period: HumanDuration,
+}
+
+/// Query of the list of clusters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterQuery {
+    /// Items wanted, 1 to 1,000; 100 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// The `next` of the page before; absent for the first page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// The retired ones too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
+}
+
+/// Request to bring a retired cluster back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreCluster {
+    /// Its name from now on; the one that it had when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", max_length = 63)]
+    pub name: Option<String>,
+}
+
+/// Request to give a cluster another name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RenameCluster {
+    /// Its name from now on.
+    #[schema(pattern = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", max_length = 63, example = "plant-7")]
+    pub name: String,
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@ pub mod versions;
 pub mod tokens;
 pub mod nodes;
 pub mod audit;
+pub mod workers;
+pub mod admins;
+pub mod slots;
 pub mod authorities;
 pub mod status;
 pub mod change;
@@ -20,15 +23,21 @@ pub mod scalars;
 pub mod openapi;
 mod open_enum;
 
+pub use admins::{Admin, Role, Scope, SetRoles, SetScope};
 pub use audit::{AuditChain, AuditHead, AuditQuery, AuditRecord};
 pub use authorities::{Ca, CaGeneration, CaKind, CaState, RotateCa, RotatedCa};
-pub use change::{Change, ChangeQuery};
-pub use clusters::{Cluster, CreateCluster, SetMaxOffline, SetRotation};
-pub use nodes::{Node, NodeState};
+pub use change::{AgentReach, Change, ChangeQuery};
+pub use clusters::{
+    Cluster, ClusterQuery, ClusterState, CreateCluster, RenameCluster, RestoreCluster, SetMaxOffline,
+    SetRotation,
+};
+pub use nodes::{Node, NodeQuery, NodeState};
 pub use operations::{Method, Operation};
 pub use paging::{Page, PageQuery};
 pub use problem::{Code, Problem};
 pub use scalars::{HumanDuration, Timestamp};
+pub use slots::{Slot, SlotKind};
 pub use status::Status;
 pub use tokens::{CreateToken, IssuedToken, Token};
 pub use versions::{Explanation, Guard, RotateKey, Version, VersionState};
+pub use workers::Worker;

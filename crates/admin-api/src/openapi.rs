@@ -19,9 +19,9 @@ use crate::operations::Kind;
 use crate::paging::{DEFAULT_LIMIT, MAX_CURSOR, MAX_LIMIT};
 use crate::problem::{MEDIA_TYPE, Problem};
 use crate::{
-    AuditHead, AuditRecord, Ca, Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken,
-    Method, Node, Operation, Page, RotateCa, RotateKey, RotatedCa, SetMaxOffline, SetRotation, Status, Token,
-    Version,
+    Admin, AuditHead, AuditRecord, Ca, Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken,
+    Method, Node, Operation, Page, RenameCluster, RestoreCluster, RotateCa, RotateKey, RotatedCa,
+    SetMaxOffline, SetRoles, SetRotation, SetScope, Slot, Status, Token, Version, Worker,
 };
 
 const JSON: &str = "application/json";
@@ -89,6 +89,10 @@ fn request_body(operation: Operation, schemas: &mut Schemas) -> Option<(Ref, Req
         Operation::RotateKey => Some((schemas.add::<RotateKey>(), Required::False)),
         Operation::RotateCa => Some((schemas.add::<RotateCa>(), Required::False)),
         Operation::CreateToken => Some((schemas.add::<CreateToken>(), Required::False)),
+        Operation::RestoreCluster => Some((schemas.add::<RestoreCluster>(), Required::False)),
+        Operation::RenameCluster => Some((schemas.add::<RenameCluster>(), Required::True)),
+        Operation::SetAdminRoles => Some((schemas.add::<SetRoles>(), Required::True)),
+        Operation::SetAdminScope => Some((schemas.add::<SetScope>(), Required::True)),
         _ => None,
     }
 }
@@ -99,9 +103,22 @@ fn answer(operation: Operation, schemas: &mut Schemas) -> RefOr<Schema> {
         Operation::ListClusters => schemas.add::<Page<Cluster>>().into(),
         Operation::ShowCluster => schemas.add::<Cluster>().into(),
         Operation::CreateCluster
+        | Operation::RetireCluster
+        | Operation::RestoreCluster
+        | Operation::RenameCluster
         | Operation::SetRotation
         | Operation::SetMaxOffline
         | Operation::RotateKey => schemas.add::<Change<Cluster>>().into(),
+        Operation::ListWorkers => schemas.add::<Page<Worker>>().into(),
+        Operation::BanWorker | Operation::UnbanWorker | Operation::RemoveWorker => {
+            schemas.add::<Change<Worker>>().into()
+        }
+        Operation::ListAdmins => schemas.add::<Page<Admin>>().into(),
+        Operation::ShowAdmin => schemas.add::<Admin>().into(),
+        Operation::SetAdminRoles | Operation::SetAdminScope | Operation::RemoveAdmin => {
+            schemas.add::<Change<Admin>>().into()
+        }
+        Operation::ListSlots => schemas.add::<Page<Slot>>().into(),
         Operation::ListVersions => schemas.add::<Page<Version>>().into(),
         Operation::DisableVersion
         | Operation::EnableVersion
@@ -135,7 +152,7 @@ fn describe(operation: Operation, schemas: &mut Schemas, problem: &Ref) -> Opera
     let queries = match operation.kind() {
         Kind::Read => Vec::new(),
         Kind::List if operation == Operation::SearchAudit => search_parameters(),
-        Kind::List => page_parameters(),
+        Kind::List => page_parameters(operation),
         Kind::Change => change_parameters(operation),
     };
     for parameter in queries {
@@ -153,6 +170,14 @@ fn describe(operation: Operation, schemas: &mut Schemas, problem: &Ref) -> Opera
     }
     let done = if created { "Dry run: nothing was created." } else { "Done." };
     described = described.response("200", success(done, schema));
+    described = described.response(
+        "429",
+        ResponseBuilder::new()
+            .description("This caller asks too much; the header says when to try again.")
+            .content(MEDIA_TYPE, Content::new(Some(problem.clone())))
+            .header(REQUEST_ID, id_header())
+            .header("retry-after", Header::new(ObjectBuilder::new().schema_type(Type::Integer).build())),
+    );
     // One default answer: every problem has the same shape, and its code says more than its status.
     let content = Content::new(Some(problem.clone()));
     described.response(
@@ -191,6 +216,8 @@ fn path_parameter(name: &str) -> Parameter {
                 .maximum(Some(4_294_967_295_i64)),
             "Version of the key.",
         ),
+        "worker" => (text(63).min_length(Some(1)), "Name of the worker within its cluster."),
+        "admin" => (text(63).min_length(Some(1)), "Name of the admin."),
         "node" => (text(63).min_length(Some(1)), "Name of the node within its cluster."),
         _ => (text(64).min_length(Some(1)), "Id of the join token."),
     };
@@ -213,16 +240,32 @@ fn optional(name: &str, place: ParameterIn, description: &str, schema: ObjectBui
         .build()
 }
 
-fn page_parameters() -> Vec<Parameter> {
+fn page_parameters(operation: Operation) -> Vec<Parameter> {
     let limit = ObjectBuilder::new()
         .schema_type(Type::Integer)
         .minimum(Some(1))
         .maximum(Some(i64::from(MAX_LIMIT)))
         .default(Some(json!(DEFAULT_LIMIT)));
-    vec![
+    let mut parameters = vec![
         optional("limit", ParameterIn::Query, "Items wanted.", limit),
         optional("after", ParameterIn::Query, "The `next` of the page before.", text(MAX_CURSOR)),
-    ]
+    ];
+    match operation {
+        Operation::ListClusters => parameters.push(optional(
+            "retired",
+            ParameterIn::Query,
+            "The retired ones too.",
+            ObjectBuilder::new().schema_type(Type::Boolean).default(Some(json!(false))),
+        )),
+        Operation::ListNodes | Operation::ListClusterNodes => parameters.push(optional(
+            "unseen",
+            ParameterIn::Query,
+            "Only nodes that nobody has heard of for so long, such as `30d`.",
+            text(40).pattern(Some("^([0-9]{1,5}(d|h|m|s) ?){1,4}$")),
+        )),
+        _ => {}
+    }
+    parameters
 }
 
 fn search_parameters() -> Vec<Parameter> {
@@ -247,7 +290,7 @@ fn search_parameters() -> Vec<Parameter> {
     ];
     let wanted =
         wanted.into_iter().map(|(name, what, schema)| optional(name, ParameterIn::Query, what, schema));
-    page_parameters().into_iter().chain(wanted).collect()
+    page_parameters(Operation::SearchAudit).into_iter().chain(wanted).collect()
 }
 
 fn change_parameters(operation: Operation) -> Vec<Parameter> {
@@ -267,20 +310,13 @@ fn change_parameters(operation: Operation) -> Vec<Parameter> {
             text(MAX_IDEMPOTENCY_KEY).min_length(Some(1)).pattern(Some("^[A-Za-z0-9._~-]+$")),
         ),
     ];
-    // Only what changes a cluster's keyring has a revision to compare.
-    if matches!(
-        operation,
-        Operation::SetRotation
-            | Operation::RotateKey
-            | Operation::DisableVersion
-            | Operation::EnableVersion
-            | Operation::DestroyVersion
-            | Operation::CancelDestroyVersion
-    ) {
+    // What is made new has no revision to compare.
+    if !matches!(operation, Operation::CreateCluster | Operation::CreateToken) {
         parameters.push(optional(
             "if-match",
             ParameterIn::Header,
-            "Revision of the cluster that the caller has seen, in quotes; another one refuses the change.",
+            "The `revision` that the caller has seen, in quotes, of what is changed (a key version's is its \
+             cluster's); another one refuses the change.",
             text(22).pattern(Some("^\"[0-9]{1,20}\"$")),
         ));
     }
@@ -330,9 +366,19 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(&document_json()).unwrap();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for (name, schema) in schemas {
-            let requests =
-                ["CreateCluster", "SetRotation", "SetMaxOffline", "RotateKey", "RotateCa", "CreateToken"];
-            let request = requests.contains(&name.as_str());
+            let request = [
+                "CreateCluster",
+                "SetRotation",
+                "SetMaxOffline",
+                "RotateKey",
+                "RotateCa",
+                "CreateToken",
+                "RestoreCluster",
+                "RenameCluster",
+                "SetRoles",
+                "SetScope",
+            ]
+            .contains(&name.as_str());
             assert_eq!(schema["additionalProperties"] == false, request, "{name}");
         }
     }

@@ -83,6 +83,12 @@ operations! {
     ListClusters = "cluster_list", List Get "/v1/clusters", "Lists the clusters, by name.";
     CreateCluster = "cluster_create", Change Post "/v1/clusters", "Creates a cluster with its first key.";
     ShowCluster = "cluster_show", Read Get "/v1/clusters/{cluster}", "Shows a cluster and its key at a glance.";
+    RetireCluster = "cluster_retire", Change Post "/v1/clusters/{cluster}/retire",
+        "Retires a cluster: its nodes are removed, its calls refused, its name is free; its keys are kept.";
+    RestoreCluster = "cluster_restore", Change Post "/v1/clusters/{cluster}/restore",
+        "Brings a retired cluster back; its nodes need join tokens.";
+    RenameCluster = "cluster_rename", Change Post "/v1/clusters/{cluster}/rename",
+        "Gives a cluster another name; its id, keys and nodes stay.";
     SetRotation = "rotation_set", Change Put "/v1/clusters/{cluster}/rotation",
         "Changes the time between rotations.";
     SetMaxOffline = "max_offline_set", Change Put "/v1/clusters/{cluster}/max-offline",
@@ -121,6 +127,22 @@ operations! {
         "Lists records of the answering agent's audit, the newest first; a page may have fewer than asked for.";
     ListAuditHeads = "audit_heads", List Get "/v1/audit/heads",
         "Lists the ends of all agents' audit chains, to verify their files with.";
+    ListWorkers = "worker_list", List Get "/v1/clusters/{cluster}/workers", "Lists the workers of a cluster, by name.";
+    BanWorker = "worker_ban", Change Post "/v1/clusters/{cluster}/workers/{worker}/ban",
+        "Bans a worker: its calls are refused and its connections closed.";
+    UnbanWorker = "worker_unban", Change Post "/v1/clusters/{cluster}/workers/{worker}/unban",
+        "Lifts a worker's ban.";
+    RemoveWorker = "worker_remove", Change Delete "/v1/clusters/{cluster}/workers/{worker}",
+        "Removes a worker; to come back it needs a new join token.";
+    ListAdmins = "admin_list", List Get "/v1/admins", "Lists the admins, by name.";
+    ShowAdmin = "admin_show", Read Get "/v1/admins/{admin}", "Shows an admin: roles, scope, certificate.";
+    SetAdminRoles = "admin_set_role", Change Put "/v1/admins/{admin}/roles",
+        "Replaces an admin's roles, from its next call on.";
+    SetAdminScope = "admin_set_scope", Change Put "/v1/admins/{admin}/scope",
+        "Replaces the clusters an admin may act on, from its next call on.";
+    RemoveAdmin = "admin_remove", Change Delete "/v1/admins/{admin}",
+        "Removes an admin and closes its connections.";
+    ListSlots = "slot_list", List Get "/v1/slots", "Lists the root slots: the ways to open the store.";
     ShowCa = "ca_show", Read Get "/v1/ca", "Shows the fleet CA: its generations, and which nodes it lost.";
     RotateCa = "ca_rotate", Change Post "/v1/ca/rotate",
         "Replaces the issuing CA, and the root if asked; every certificate stays good.";

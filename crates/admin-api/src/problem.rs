@@ -27,6 +27,10 @@ open_enum! {
         VersionNotFound = "version_not_found",
         /// No such node.
         NodeNotFound = "node_not_found",
+        /// No such worker.
+        WorkerNotFound = "worker_not_found",
+        /// No such admin.
+        AdminNotFound = "admin_not_found",
         /// No such join token.
         TokenNotFound = "token_not_found",
         /// The route exists, but not with this method.
@@ -69,6 +73,8 @@ impl Code {
             | Self::ClusterNotFound
             | Self::VersionNotFound
             | Self::NodeNotFound
+            | Self::WorkerNotFound
+            | Self::AdminNotFound
             | Self::TokenNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::AlreadyExists | Self::StateConflict | Self::Guarded | Self::IdempotencyKeyReused => 409,
@@ -92,6 +98,8 @@ impl Code {
             Self::ClusterNotFound => "No such cluster",
             Self::VersionNotFound => "No such key version",
             Self::NodeNotFound => "No such node",
+            Self::WorkerNotFound => "No such worker",
+            Self::AdminNotFound => "No such admin",
             Self::TokenNotFound => "No such join token",
             Self::MethodNotAllowed => "Method not allowed",
             Self::AlreadyExists => "The name is taken",

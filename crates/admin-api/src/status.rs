@@ -49,8 +49,11 @@ pub struct StoreStatus {
 /// Counts of clusters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClusterCounts {
-    /// All.
+    /// All that are in use.
     pub total: u32,
+    /// Those that are retired; their keys are kept.
+    #[serde(default)]
+    pub retired: u32,
     /// Those whose rotation is late.
     pub overdue: u32,
     /// Those with a version that no verified backup can hold yet.

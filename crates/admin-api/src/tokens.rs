@@ -19,6 +19,10 @@ pub struct CreateToken {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, max_length = 63, example = "plant-7-*")]
     pub pattern: Option<String>,
+    /// Exact name of a worker that may enrol, also one that exists already; excludes `node` and `pattern`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, pattern = "^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$", max_length = 63)]
+    pub worker: Option<String>,
     /// Network from which it may be used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, max_length = 43, example = "10.1.0.0/16")]
@@ -50,6 +54,13 @@ pub struct Token {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub pattern: Option<String>,
+    /// Exact worker name, if it is for a worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub worker: Option<String>,
+    /// Revision of the token; goes into `If-Match`.
+    #[serde(default)]
+    pub revision: u64,
     /// Network from which it may be used, if it is bound to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -96,6 +107,8 @@ mod tests {
             cluster: "a".into(),
             node: None,
             pattern: None,
+            worker: None,
+            revision: 7,
             cidr: None,
             uses: 1,
             used: 0,

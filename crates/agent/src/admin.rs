@@ -6,6 +6,7 @@
 //! keys or identities; that is the control plane's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -15,6 +16,7 @@ use fleet_kms_admin_api::{Code, Operation, Problem};
 use fleet_kms_transport::Connections;
 
 use crate::agent::Agent;
+use crate::authz::actions;
 
 mod gate;
 mod replay;
@@ -23,11 +25,16 @@ mod say;
 mod refusal;
 mod views;
 mod clusters;
+mod cluster_changes;
 mod keys;
 mod effects;
 mod tokens;
+mod members;
 mod nodes;
 mod audit;
+mod workers;
+mod admins;
+mod slots;
 mod authorities;
 mod status;
 
@@ -37,6 +44,8 @@ use replay::Replays;
 
 /// The longest request body.
 const MAX_BODY: usize = 64 << 10;
+/// How long a request's body may take to come: until then it holds a place of its caller.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 
 /// What handlers share.
 #[derive(Clone)]
@@ -91,6 +100,9 @@ fn route(operation: Operation) -> MethodRouter<Admin> {
         Operation::ListClusters => get(clusters::list),
         Operation::CreateCluster => post(clusters::create),
         Operation::ShowCluster => get(clusters::show),
+        Operation::RetireCluster => post(cluster_changes::retire),
+        Operation::RestoreCluster => post(cluster_changes::restore),
+        Operation::RenameCluster => post(cluster_changes::rename),
         Operation::SetRotation => put(keys::set_rotation),
         Operation::SetMaxOffline => put(clusters::set_max_offline),
         Operation::RotateKey => post(keys::rotate),
@@ -105,9 +117,19 @@ fn route(operation: Operation) -> MethodRouter<Admin> {
         Operation::RevokeToken => delete(tokens::revoke),
         Operation::ListNodes => get(nodes::list),
         Operation::ListClusterNodes => get(nodes::list_of_cluster),
-        Operation::BanNode => post(nodes::ban),
-        Operation::UnbanNode => post(nodes::unban),
-        Operation::RemoveNode => delete(nodes::remove),
+        Operation::BanNode => post(members::ban::<nodes::Nodes, actions::NodeBan>),
+        Operation::UnbanNode => post(members::unban::<nodes::Nodes, actions::NodeUnban>),
+        Operation::RemoveNode => delete(members::remove::<nodes::Nodes, actions::NodeRemove>),
+        Operation::ListWorkers => get(workers::list),
+        Operation::BanWorker => post(members::ban::<workers::Workers, actions::WorkerBan>),
+        Operation::UnbanWorker => post(members::unban::<workers::Workers, actions::WorkerUnban>),
+        Operation::RemoveWorker => delete(members::remove::<workers::Workers, actions::WorkerRemove>),
+        Operation::ListAdmins => get(admins::list),
+        Operation::ShowAdmin => get(admins::show),
+        Operation::SetAdminRoles => put(admins::set_roles),
+        Operation::SetAdminScope => put(admins::set_scope),
+        Operation::RemoveAdmin => delete(admins::remove),
+        Operation::ListSlots => get(slots::list),
         Operation::SearchAudit => get(audit::search),
         Operation::ListAuditHeads => get(audit::heads),
         Operation::ShowCa => get(authorities::show),

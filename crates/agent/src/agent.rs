@@ -231,7 +231,7 @@ impl Agent {
         let rolled_back =
             RolledBack::new(Arc::clone(&changes), Arc::clone(&control_plane), Arc::clone(&clusters));
         Ok(Self {
-            policy: Arc::new(Policy::new(Arc::clone(&identities))),
+            policy: Arc::new(Policy::new(Arc::clone(&identities), Arc::clone(&clusters))),
             keyrings,
             identities,
             clusters,

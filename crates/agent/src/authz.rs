@@ -12,11 +12,12 @@ use fleet_kms_identity::{Standing, Subject};
 use fleet_kms_keyring::ClusterId;
 
 use crate::caller::Caller;
-use crate::identities::{LiveIdentities, SerialStanding};
+use crate::clusters::Clusters;
+use crate::identities::{LiveIdentities, LiveIdentity, SerialStanding};
 
 mod table;
 
-pub use table::{Role, Row, TABLE, Who, actions};
+pub use table::{FLEET_WIDE, Role, Row, TABLE, Who, actions, may_grant};
 
 /// One thing that can be done; its row in [`TABLE`] says by whom.
 pub trait Action {
@@ -68,7 +69,7 @@ impl<A: Action> FleetPermit<A> {
         Permit::new(cluster, Arc::clone(&self.who))
     }
 
-    /// Says whether the holder may see what belongs to no cluster.
+    /// Says whether the holder may see every cluster.
     pub fn sees_all(&self) -> bool {
         self.scope == Scope::All
     }
@@ -137,8 +138,11 @@ pub enum Denied {
     #[error("none of this admin's roles allows this")]
     Role,
     /// The admin's scope does not cover the cluster.
-    #[error("the cluster is outside this admin's scope")]
+    #[error("there is no such cluster in this admin's scope")]
     Scope,
+    /// The caller's cluster is retired, with all its identities.
+    #[error("this cluster is retired; an operator can restore it with kmsctl cluster restore")]
+    ClusterRetired,
 }
 
 impl Denied {
@@ -159,6 +163,7 @@ impl Denied {
             Self::WrongKind => "wrong_kind",
             Self::Role => "role",
             Self::Scope => "scope",
+            Self::ClusterRetired => "cluster_retired",
         }
     }
 }
@@ -166,15 +171,27 @@ impl Denied {
 /// The table together with the identities it judges.
 pub struct Policy {
     identities: Arc<LiveIdentities>,
+    clusters: Arc<Clusters>,
 }
 
 impl Policy {
-    /// Makes the policy over the live identities.
-    pub fn new(identities: Arc<LiveIdentities>) -> Self {
-        Self { identities }
+    /// Makes the policy over the live identities and clusters.
+    pub fn new(identities: Arc<LiveIdentities>, clusters: Arc<Clusters>) -> Self {
+        Self { identities, clusters }
     }
 
-    /// Permits a node what it may do to its own cluster, which its certificate
+    /// Says whether the caller is an admin of the fleet at all, whatever it may
+    /// do: certificate, identity and serial are judged, roles are not.
+    ///
+    /// # Errors
+    ///
+    /// When it is not.
+    pub fn admin(&self, caller: &Caller) -> Result<(), Denied> {
+        let Subject::Admin { .. } = &caller.id().subject else { return Err(Denied::WrongKind) };
+        self.known(caller, false).map(drop)
+    }
+
+    /// Permits a node or worker what it may do to its own cluster, which its certificate
     /// names.
     ///
     /// # Errors
@@ -185,6 +202,10 @@ impl Policy {
             return Err(Denied::WrongKind);
         };
         let cluster = ClusterId::from_bytes(*cluster.as_bytes());
+        // First: its identities are gone with it, and "unknown" would send people the wrong way.
+        if self.clusters.is_retired(&cluster) {
+            return Err(Denied::ClusterRetired);
+        }
         self.admit::<A>(caller)?;
         Ok(Permit::new(cluster, caller.id().to_string().into()))
     }
@@ -209,7 +230,7 @@ impl Policy {
     /// When the table or the admin's roles say no.
     pub fn permit_fleet<A: Action>(&self, caller: &Caller) -> Result<FleetPermit<A>, Denied> {
         let scope = self.admit::<A>(caller)?.ok_or(Denied::WrongKind)?;
-        if table::FLEET_WIDE.contains(&A::ID) && scope != Scope::All {
+        if FLEET_WIDE.contains(&A::ID) && scope != Scope::All {
             return Err(Denied::Scope);
         }
         Ok(FleetPermit { who: caller.id().to_string().into(), scope, action: PhantomData })
@@ -218,7 +239,32 @@ impl Policy {
     /// Judges identity, serial, dates and table. Returns the scope of an admin.
     fn admit<A: Action>(&self, caller: &Caller) -> Result<Option<Scope>, Denied> {
         let row = table::row(A::ID).ok_or(Denied::WrongKind)?;
-        let may_be_expired = row.who.contains(&Who::ExpiredNode);
+        let may_be_expired =
+            row.who.contains(&Who::ExpiredNode) && matches!(caller.id().subject, Subject::Node { .. });
+        let identity = self.known(caller, may_be_expired)?;
+        match &caller.id().subject {
+            Subject::Node { .. } if row.who.iter().any(|who| matches!(who, Who::Node | Who::ExpiredNode)) => {
+                Ok(None)
+            }
+            Subject::Worker { .. } if row.who.contains(&Who::Worker) => Ok(None),
+            Subject::Admin { .. } => {
+                let admin = row.who.iter().any(|who| matches!(who, Who::Admin(_)));
+                let role = row.who.iter().any(|who| match who {
+                    Who::Admin(role) => identity.roles.contains(role),
+                    Who::Anyone | Who::Node | Who::ExpiredNode | Who::Worker | Who::Internal(_) => false,
+                });
+                match (admin, role) {
+                    (true, true) => Ok(Some(identity.scope.clone())),
+                    (true, false) => Err(Denied::Role),
+                    (false, _) => Err(Denied::WrongKind),
+                }
+            }
+            Subject::Node { .. } | Subject::Worker { .. } | Subject::Agent { .. } => Err(Denied::WrongKind),
+        }
+    }
+
+    /// Judges certificate, identity and serial.
+    fn known(&self, caller: &Caller, may_be_expired: bool) -> Result<Arc<LiveIdentity>, Denied> {
         match caller.standing() {
             Standing::Valid => {}
             Standing::Expired { .. } if may_be_expired => {}
@@ -231,24 +277,7 @@ impl Policy {
         if identity.standing_of(&caller.certificate().serial()) == SerialStanding::Superseded {
             return Err(Denied::Superseded);
         }
-        match &caller.id().subject {
-            Subject::Node { .. } if row.who.iter().any(|who| matches!(who, Who::Node | Who::ExpiredNode)) => {
-                Ok(None)
-            }
-            Subject::Admin { .. } => {
-                let admin = row.who.iter().any(|who| matches!(who, Who::Admin(_)));
-                let role = row.who.iter().any(|who| match who {
-                    Who::Admin(role) => identity.roles.contains(role),
-                    Who::Anyone | Who::Node | Who::ExpiredNode | Who::Internal(_) => false,
-                });
-                match (admin, role) {
-                    (true, true) => Ok(Some(identity.scope.clone())),
-                    (true, false) => Err(Denied::Role),
-                    (false, _) => Err(Denied::WrongKind),
-                }
-            }
-            Subject::Node { .. } | Subject::Worker { .. } | Subject::Agent { .. } => Err(Denied::WrongKind),
-        }
+        Ok(identity)
     }
 }
 

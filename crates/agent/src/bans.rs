@@ -14,7 +14,11 @@ pub const BAN: &str = "node_ban";
 pub const UNBAN: &str = "node_unban";
 /// The action that forgets a node. The restored store may know it still, so it
 /// comes back as banned.
-const REMOVE: &str = "node_remove";
+pub(crate) const REMOVE: &str = "node_remove";
+/// The same actions for workers.
+const BAN_WORKER: &str = "worker_ban";
+const UNBAN_WORKER: &str = "worker_unban";
+pub(crate) const REMOVE_WORKER: &str = "worker_remove";
 /// The action that makes a node, also one that was removed before.
 const ENROL: &str = "enrol";
 
@@ -53,8 +57,7 @@ pub fn read<P: AsRef<Path>>(directories: &[P]) -> Result<Bans, BansError> {
     for directory in directories {
         let directory = directory.as_ref();
         let failed = |source| BansError { directory: directory.display().to_string(), source };
-        let past = past_changes(directory, |action| matches!(action, BAN | UNBAN | REMOVE | ENROL))
-            .map_err(failed)?;
+        let past = past_changes(directory, |action| word_of(action).is_some()).map_err(failed)?;
         bans.lines += past.lines;
         if past.broken.is_some() {
             bans.broken.push(directory.display().to_string());
@@ -66,7 +69,8 @@ pub fn read<P: AsRef<Path>>(directories: &[P]) -> Result<Bans, BansError> {
     for change in changes {
         let Some(id) = change.target.as_deref().and_then(|id| id.parse::<SpiffeId>().ok()) else { continue };
         let known = states.get(&id.to_string()).map(|(_, action)| *action);
-        let word = match change.action.as_str() {
+        let Some(said) = word_of(&change.action) else { continue };
+        let word = match said {
             BAN => BAN,
             UNBAN if change.done => UNBAN,
             REMOVE if known != Some(BAN) => REMOVE,
@@ -77,6 +81,17 @@ pub fn read<P: AsRef<Path>>(directories: &[P]) -> Result<Bans, BansError> {
     }
     bans.states = states.into_values().map(|(id, word)| (id, word != UNBAN)).collect();
     Ok(bans)
+}
+
+/// What an action says, whatever kind of identity it is about.
+fn word_of(action: &str) -> Option<&'static str> {
+    match action {
+        BAN | BAN_WORKER => Some(BAN),
+        UNBAN | UNBAN_WORKER => Some(UNBAN),
+        REMOVE | REMOVE_WORKER => Some(REMOVE),
+        ENROL => Some(ENROL),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -125,13 +140,21 @@ mod tests {
                 (7, REMOVE, "gone", done),
                 (7, REMOVE, "back", done),
                 (8, ENROL, "back", done),
+                (8, BAN_WORKER, "census", done),
             ],
         );
         let bans = read(&[one.path(), two.path()]).unwrap();
         let names: Vec<_> = bans.states.iter().map(|(id, banned)| (id.to_string(), *banned)).collect();
         let short: Vec<_> =
             names.iter().map(|(id, banned)| (id.rsplit('/').next().unwrap(), *banned)).collect();
-        let expected = [("again", true), ("back", false), ("gone", true), ("lifted", false), ("open", true)];
+        let expected = [
+            ("again", true),
+            ("back", false),
+            ("census", true),
+            ("gone", true),
+            ("lifted", false),
+            ("open", true),
+        ];
         assert_eq!(short, expected);
         assert!(bans.broken.is_empty());
     }

@@ -28,9 +28,9 @@ mod cluster_changes;
 mod destruction;
 mod key_changes;
 
-pub use cluster_changes::ClusterChangeError;
+pub use cluster_changes::{ClusterChange, ClusterChangeError};
 pub use destruction::{DESTRUCTION_WAIT, DestructionGuard, Evidence, Watch, guards};
-pub use key_changes::{ChangesVersion, VersionChange, Wish};
+pub use key_changes::{ChangesVersion, Stale, VersionChange, Wish};
 
 /// Why a cluster was not made.
 #[derive(Debug, thiserror::Error)]
@@ -105,19 +105,6 @@ pub struct Rotated {
     pub key_id: KeyId,
 }
 
-/// A cluster that was made.
-#[derive(Debug, Clone)]
-pub struct Created {
-    /// Its id.
-    pub id: ClusterId,
-    /// Its name.
-    pub name: ClusterName,
-    /// When.
-    pub created: SystemTime,
-    /// How long its nodes may be off.
-    pub max_offline: MaxOffline,
-}
-
 /// What a new cluster is asked to be; what is left out is the agent's default.
 #[derive(Debug, Clone, Copy)]
 pub struct NewCluster<'a> {
@@ -184,7 +171,7 @@ impl ControlPlane {
         permit: &FleetPermit<actions::ClusterCreate>,
         new: NewCluster<'_>,
         reason: Option<&str>,
-    ) -> Result<Created, ChangeError<CreateError>> {
+    ) -> Result<LiveClusterName, ChangeError<CreateError>> {
         let parsed = self.parse_new(new).map_err(ChangeError::Refused)?;
         let id = ClusterId::generate(&mut *(self.generator)());
         let permit = permit.for_new_cluster(id);
@@ -194,13 +181,14 @@ impl ControlPlane {
             self.keyrings.publish(id, Snapshot { revision, ..snapshot });
             let Parsed { name, max_offline, .. } = &parsed;
             let (name, max_offline) = (name.clone(), *max_offline);
-            self.clusters.publish(LiveClusterName { id, name, created, max_offline });
-            created
+            let cluster = LiveClusterName { id, name, created, max_offline, retired: None, revision };
+            self.clusters.publish(cluster.clone());
+            cluster
         };
-        let created = self.changes.run_applied(intent.reason(reason), prepare, publish).await?;
+        let cluster = self.changes.run_applied(intent.reason(reason), prepare, publish).await?;
         let backed = self.backup().await;
         backed.map_err(|error| ChangeError::Refused(CreateError::NoBackup(Box::new(error))))?;
-        Ok(Created { id, name: parsed.name, created, max_offline: parsed.max_offline })
+        Ok(cluster)
     }
 
     /// Says whether a cluster could be made, and makes none.
@@ -394,7 +382,7 @@ impl ControlPlane {
             .read::<KeyringRecord>(&rows::keyring(&cluster))
             .await?
             .ok_or(KeyChangeError::UnknownCluster)?;
-        wish.check(record.revision)?;
+        self.check_revision(cluster, wish, record.revision).await?;
         let mut keyring = keyring::parse(&record)?;
         let made = change(&mut keyring, self.changes.now())?;
         let mut changeset = ledger.changeset();
@@ -406,6 +394,21 @@ impl ControlPlane {
             keks.insert(version, kek);
         }
         Ok((changeset, Snapshot { revision: record.revision, keyring, keks }))
+    }
+
+    /// Compares the revision that the caller has seen with the cluster's, which
+    /// is the later of its two records'.
+    async fn check_revision(
+        &self,
+        cluster: ClusterId,
+        wish: Wish<'_>,
+        keyring: Revision,
+    ) -> Result<(), KeyChangeError> {
+        if wish.at.is_none() {
+            return Ok(());
+        }
+        let record = self.changes.ledger().read::<ClusterRecord>(&rows::cluster(&cluster)).await?;
+        wish.check(record.map_or(keyring, |record| record.revision.max(keyring)))
     }
 
     fn key_intent<A: Action>(&self, action: &'static str, permit: &Permit<A>) -> Intent {

@@ -1,14 +1,15 @@
-//! Wrap, Unwrap, Status: who, may they, which keys, do it, say so.
+//! Wrap, Unwrap, Status, Rewrap: who, may they, which keys, do it, say so.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use fleet_kms_keyring::{ClusterId, KeyId};
+use fleet_kms_keyring::{ClusterId, KeyId, Version};
 use fleet_kms_proto::agent::data_plane_server::DataPlane;
+use fleet_kms_proto::agent::rewrap_item::Outcome as RewrapOutcome;
 use fleet_kms_proto::agent::unwrap_item::Outcome;
 use fleet_kms_proto::agent::{
-    Refusal, StatusRequest, StatusResponse, UnwrapItem, UnwrapRequest, UnwrapResponse, WrapRequest,
-    WrapResponse,
+    Refusal, RewrapItem, RewrapRequest, RewrapResponse, StatusRequest, StatusResponse, UnwrapItem,
+    UnwrapRequest, UnwrapResponse, WrapRequest, WrapResponse,
 };
 use tonic::{Request, Response, Status, async_trait};
 use zeroize::Zeroizing;
@@ -18,7 +19,7 @@ use crate::authz::{Permit, actions, internal};
 use crate::bulletin::Bulletin;
 use crate::grpc_code::{DataError, keys_code};
 use crate::ledger::Ledger;
-use crate::live_keyrings::{KeysError, LiveKeyrings, Reloaded, UnwrapError, Unwrapped};
+use crate::live_keyrings::{KeysError, LiveKeyrings, Reloaded, RewrapError, UnwrapError, Unwrapped, Wrapped};
 use crate::nodes::Nodes;
 use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
@@ -82,6 +83,11 @@ impl DataPlane for DataPlaneService {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let shared = &self.shared;
         shared.answers.answer("status", request, |call| shared.status(call)).await
+    }
+
+    async fn rewrap(&self, request: Request<RewrapRequest>) -> Result<Response<RewrapResponse>, Status> {
+        let shared = &self.shared;
+        shared.answers.answer("rewrap", request, |call| shared.rewrap(call)).await
     }
 }
 
@@ -147,6 +153,63 @@ impl Shared {
             roots: self.bulletin.roots(),
         };
         Ok((response, vec![Said::ok(active.version)]))
+    }
+
+    /// All of one call come under one version, even if it is rotated meanwhile.
+    async fn rewrap(
+        &self,
+        call: Call<actions::Rewrap, RewrapRequest>,
+    ) -> Result<(RewrapResponse, Vec<Said>), DataError> {
+        let wrapped = call.message.wrapped;
+        if !(1..=MAX_BATCH).contains(&wrapped.len()) {
+            return Err(DataError::Request { field: "wrapped", problem: "send 1 to 512 wrapped DEKs" });
+        }
+        let under = self.keyrings.active_for_rewrap(&call.permit)?;
+        self.sightings.in_use(&call.caller);
+        let mut items = Vec::with_capacity(wrapped.len());
+        let mut said = Vec::with_capacity(wrapped.len());
+        for some in wrapped.chunks(ITEMS_PER_TURN) {
+            let turn = self.turns.turn(call.permit.cluster(), call.permit.who(), Work::Batch).await;
+            let again = |wrapped| self.keyrings.rewrap(&call.permit, &under, wrapped, call.now);
+            let results: Vec<_> = some.iter().map(|wrapped| again(wrapped)).collect();
+            drop(turn);
+            for (wrapped, mut result) in some.iter().zip(results) {
+                if matches!(result, Err(RewrapError::Unwrap(UnwrapError::UnknownKey))) {
+                    // Whoever brought the news: this call, or one that it waited for.
+                    self.reload(call.permit.cluster()).await;
+                    result = again(wrapped);
+                }
+                let (outcome, note) = self.rewrapped(call.permit.cluster(), result).await?;
+                items.push(RewrapItem { outcome: Some(outcome) });
+                said.push(note);
+            }
+        }
+        let (version, key_id) = (under.version.get(), under.key_id.as_bytes().to_vec());
+        Ok((RewrapResponse { items, version, key_id }, said))
+    }
+
+    /// One answer of a rewrap. What opened under a version that is still to come
+    /// raises the alarm, unless this memory was behind the store.
+    async fn rewrapped(
+        &self,
+        cluster: ClusterId,
+        result: Result<(Wrapped, Option<Version>), RewrapError>,
+    ) -> Result<(RewrapOutcome, Said), DataError> {
+        match result {
+            Ok((wrapped, under_next)) => {
+                if let Some(version) = under_next
+                    && !self.reload(cluster).await
+                {
+                    self.rolled_back.raise(cluster, version);
+                }
+                Ok((RewrapOutcome::Wrapped(wrapped.bytes), Said::ok(wrapped.header.version)))
+            }
+            Err(RewrapError::Wrap(error)) => Err(error.into()),
+            Err(RewrapError::Unwrap(error)) => match item(Err(error))? {
+                (Outcome::Refused(refusal), note) => Ok((RewrapOutcome::Refused(refusal), note)),
+                (Outcome::Plain(_), _) => unreachable!("an error has no DEK"),
+            },
+        }
     }
 
     /// Goes on from the first try to unwrap one, and notes that its version is

@@ -39,7 +39,7 @@ impl DataError {
     pub fn code(&self) -> (Code, &'static str) {
         match self {
             Self::Denied(Denied::NoCertificate) => (Code::Unauthenticated, "no_certificate"),
-            Self::Denied(denied) => (Code::PermissionDenied, denied.label()),
+            Self::Denied(denied) => (denied_code(*denied), denied.label()),
             Self::Request { .. } => (Code::InvalidArgument, "bad_request"),
             Self::Wrap(WrapError::Dek(DekError::Empty)) => (Code::InvalidArgument, "empty_plaintext"),
             Self::Wrap(WrapError::Dek(DekError::TooLong { .. })) => (Code::InvalidArgument, "long_plaintext"),
@@ -56,6 +56,21 @@ impl DataError {
             Self::Wrap(WrapError::Keys(keys)) | Self::Keys(keys) => keys_code(*keys),
             Self::Audit(NotRecorded) => (Code::Unavailable, "audit_full"),
         }
+    }
+}
+
+/// Returns the code of a denial of a caller that showed a certificate.
+pub fn denied_code(denied: Denied) -> Code {
+    match denied {
+        Denied::ClusterRetired => Code::FailedPrecondition,
+        Denied::NoCertificate
+        | Denied::Expired
+        | Denied::UnknownIdentity
+        | Denied::Banned
+        | Denied::Superseded
+        | Denied::WrongKind
+        | Denied::Role
+        | Denied::Scope => Code::PermissionDenied,
     }
 }
 

@@ -20,7 +20,7 @@ use fleet_kms_transport::Clock;
 use zeroize::Zeroizing;
 
 use crate::authz::{Role, Scope, internal};
-use crate::ca::{self, Authorities, SignError};
+use crate::ca::{self, ADMIN_LIFE, Authorities, SignError};
 use crate::changes::{ChangeError, Changes};
 use crate::config::Config;
 use crate::enrolment::issue::{Bundle, DirectError, Issuer};
@@ -59,6 +59,12 @@ impl fmt::Display for Done {
         writeln!(f, "store          {}", self.store.display())?;
         writeln!(f, "first admin    {} (operator, key-officer)", self.admin)?;
         write!(f, "kmsctl context {} (use it with KMSCTL_CONFIG)", self.context.display())?;
+        write!(
+            f,
+            "\n\nwarning: this is the only admin, and its certificate ends in {} days. Make a second one, for\n\
+             another person: kms-agent admin issue NAME --role operator --role key-officer",
+            ADMIN_LIFE.as_secs() / 86_400
+        )?;
         if let Some(passphrase) = &self.recovery {
             writeln!(f, "\n\nrecovery passphrase: {}", **passphrase)?;
             writeln!(

@@ -137,6 +137,17 @@ pub enum UnwrapError {
     Keys(#[from] KeysError),
 }
 
+/// Why a wrapped DEK was not wrapped anew.
+#[derive(Debug, thiserror::Error)]
+pub enum RewrapError {
+    /// It does not unwrap.
+    #[error(transparent)]
+    Unwrap(UnwrapError),
+    /// It does not wrap.
+    #[error(transparent)]
+    Wrap(WrapError),
+}
+
 /// Actions that make KEKs.
 pub trait MakesKeks: Action {}
 impl MakesKeks for actions::ClusterCreate {}
@@ -172,12 +183,22 @@ impl LiveKeyrings {
         dek: &[u8],
         now: SystemTime,
     ) -> Result<Wrapped, WrapError> {
-        let live = self.live(permit.cluster())?;
+        self.wrap_in(permit.cluster(), named, dek, now)
+    }
+
+    fn wrap_in(
+        &self,
+        cluster: ClusterId,
+        named: Option<&KeyId>,
+        dek: &[u8],
+        now: SystemTime,
+    ) -> Result<Wrapped, WrapError> {
+        let live = self.live(cluster)?;
         let snapshot = live.snapshot.load_full();
         let version = snapshot.keyring.for_wrap(named, now)?;
         let header = Header { version: version.version, key_id: version.key_id };
         let kek = self.open(&snapshot, header.version)?;
-        let bytes = wrapped_dek::wrap(&kek, header, &permit.cluster(), dek, &mut *(self.generator)())?;
+        let bytes = wrapped_dek::wrap(&kek, header, &cluster, dek, &mut *(self.generator)())?;
         live.wraps.count(header.version, 1);
         Ok(Wrapped { bytes, header })
     }
@@ -189,16 +210,50 @@ impl LiveKeyrings {
     /// See [`UnwrapError`]. After `UnknownKey` the caller reads the store
     /// again by [`Self::refresh`] and tries once more.
     pub fn unwrap(&self, permit: &Permit<actions::Unwrap>, wrapped: &[u8]) -> Result<Unwrapped, UnwrapError> {
-        let snapshot = self.snapshot(permit.cluster())?;
+        self.unwrap_in(permit.cluster(), wrapped)
+    }
+
+    /// Wraps what is wrapped anew, under `under`, which was active when the
+    /// call began. The DEK is wiped here and never leaves. Also returns the
+    /// version that it opened under if that is still to come, as
+    /// [`Unwrapped::under_next`] has it.
+    ///
+    /// # Errors
+    ///
+    /// See [`RewrapError`].
+    pub fn rewrap(
+        &self,
+        permit: &Permit<actions::Rewrap>,
+        under: &Header,
+        wrapped: &[u8],
+        now: SystemTime,
+    ) -> Result<(Wrapped, Option<Version>), RewrapError> {
+        let unwrapped = self.unwrap_in(permit.cluster(), wrapped).map_err(RewrapError::Unwrap)?;
+        let rewrapped = self.wrap_in(permit.cluster(), Some(&under.key_id), &unwrapped.dek, now);
+        let under_next = unwrapped.under_next.then_some(unwrapped.version);
+        Ok((rewrapped.map_err(RewrapError::Wrap)?, under_next))
+    }
+
+    /// Returns the version that a rewrap brings everything to.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster is unknown.
+    pub fn active_for_rewrap(&self, permit: &Permit<actions::Rewrap>) -> Result<Header, KeysError> {
+        self.active_of(permit.cluster())
+    }
+
+    fn unwrap_in(&self, cluster: ClusterId, wrapped: &[u8]) -> Result<Unwrapped, UnwrapError> {
+        let snapshot = self.snapshot(cluster)?;
         let wrapped = WrappedDek::parse(wrapped).map_err(|_| UnwrapError::Malformed)?;
         let version = snapshot.keyring.for_unwrap(&wrapped.header()).map_err(|refused| match refused {
-            UnwrapRefused::UnknownKeyId => self.unknown(&permit.cluster(), &wrapped.header().key_id),
+            UnwrapRefused::UnknownKeyId => self.unknown(&cluster, &wrapped.header().key_id),
             UnwrapRefused::VersionMismatch => UnwrapError::Altered,
             UnwrapRefused::Disabled { .. } => UnwrapError::Disabled,
             UnwrapRefused::Destroyed { .. } => UnwrapError::Destroyed,
         })?;
         let kek = self.open(&snapshot, version.version)?;
-        let dek = wrapped_dek::unwrap(&kek, &permit.cluster(), &wrapped).map_err(|_| UnwrapError::Altered)?;
+        let dek = wrapped_dek::unwrap(&kek, &cluster, &wrapped).map_err(|_| UnwrapError::Altered)?;
         Ok(Unwrapped { dek, version: version.version, under_next: version.state == State::Next })
     }
 
@@ -208,7 +263,11 @@ impl LiveKeyrings {
     ///
     /// When the cluster is unknown.
     pub fn active(&self, permit: &Permit<actions::Status>) -> Result<Header, KeysError> {
-        let snapshot = self.snapshot(permit.cluster())?;
+        self.active_of(permit.cluster())
+    }
+
+    fn active_of(&self, cluster: ClusterId) -> Result<Header, KeysError> {
+        let snapshot = self.snapshot(cluster)?;
         let active = snapshot.keyring.active();
         Ok(Header { version: active.version, key_id: active.key_id })
     }

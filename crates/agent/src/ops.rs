@@ -64,6 +64,7 @@ impl fmt::Debug for State {
 /// Gauges of one scrape.
 struct Gauges {
     clusters: i64,
+    retired: i64,
     versions: i64,
     overdue: i64,
     oldest_active_seconds: i64,
@@ -84,7 +85,8 @@ impl Collector for State {
         let unconfirmed = i64::from(agent.changes.unconfirmed().is_some());
         let lines = [
             ("clusters", "Clusters that this agent serves", None, gauges.clusters),
-            ("key_versions", "Key versions that are not destroyed", None, gauges.versions),
+            ("clusters_retired", "Retired clusters, whose keys are kept", None, gauges.retired),
+            ("key_versions", "Key versions of served clusters that are not destroyed", None, gauges.versions),
             (
                 "rotations_overdue",
                 "Clusters whose active version is older than its period",
@@ -197,9 +199,12 @@ impl Collector for State {
 }
 
 fn gauges(agent: &Agent, now: SystemTime) -> Gauges {
-    let keyrings = agent.keyrings.keyrings();
+    let mut keyrings = agent.keyrings.keyrings();
+    let all = keyrings.len();
+    keyrings.retain(|(cluster, _)| !agent.clusters.is_retired(cluster));
     let mut gauges = Gauges {
         clusters: as_gauge(keyrings.len()),
+        retired: as_gauge(all - keyrings.len()),
         versions: 0,
         overdue: 0,
         oldest_active_seconds: 0,

@@ -115,7 +115,9 @@ impl Schedule {
             return LOOK_EVERY;
         }
         let started = (self.monotonic)();
-        let plan = self.seen.plan(&self.keyrings.keyrings(), (self.wall)(), started);
+        let mut keyrings = self.keyrings.keyrings();
+        keyrings.retain(|(cluster, _)| !self.control_plane.is_retired(cluster));
+        let plan = self.seen.plan(&keyrings, (self.wall)(), started);
         let mut failures = 0;
         for (cluster, due) in plan.work {
             pace.tick().await;

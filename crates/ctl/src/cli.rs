@@ -66,6 +66,15 @@ pub enum Noun {
     /// Who did what: search the audit, follow it, verify its files.
     #[command(subcommand)]
     Audit(AuditVerb),
+    /// Workers that count and rewrap a cluster's stored objects, and the tokens they enrol with.
+    #[command(subcommand)]
+    Worker(WorkerVerb),
+    /// Admins: roles and scopes. New ones are made on the agent's host.
+    #[command(subcommand)]
+    Admin(AdminVerb),
+    /// Root slots: the ways to open the store. Changed on the agent's host only.
+    #[command(subcommand)]
+    Slot(SlotVerb),
     /// The fleet CA: who vouches for nodes, agents and admins.
     #[command(subcommand)]
     Ca(CaVerb),
@@ -118,11 +127,44 @@ pub enum ClusterVerb {
     },
     /// List the clusters.
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// The retired ones too.
+        #[arg(long)]
+        retired: bool,
+    },
     /// Show a cluster.
     Show {
         /// Name or cluster id.
         cluster: String,
+    },
+    /// Retire a cluster: its nodes are removed, its calls refused, its name is free; its keys are kept.
+    Retire {
+        /// Name or cluster id.
+        cluster: String,
+        /// How to change it.
+        #[command(flatten)]
+        change: DangerArgs,
+    },
+    /// Bring a retired cluster back; its nodes need join tokens.
+    Restore {
+        /// Cluster id, or the name it had.
+        cluster: String,
+        /// Its name from now on [default: the one it had].
+        #[arg(long)]
+        name: Option<String>,
+        /// How to change it.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Give a cluster another name; its id, keys and nodes stay.
+    Rename {
+        /// Name or cluster id.
+        cluster: String,
+        /// The new name.
+        name: String,
+        /// How to change it.
+        #[command(flatten)]
+        change: ChangeArgs,
     },
 }
 
@@ -220,6 +262,9 @@ pub enum NodeVerb {
         /// Name or cluster id.
         #[arg(long)]
         cluster: Option<String>,
+        /// Only nodes that nobody has heard of for so long, such as 30d.
+        #[arg(long, value_name = "DURATION")]
+        unseen: Option<HumanDuration>,
     },
     /// Ban a node: its calls are refused and its connections closed.
     Ban(NodeArgs),
@@ -356,6 +401,126 @@ pub struct TailArgs {
     pub follow: bool,
 }
 
+/// Verbs of `worker`.
+#[derive(Debug, Subcommand)]
+pub enum WorkerVerb {
+    /// Issue a join token; only the token goes to standard output.
+    Token(WorkerTokenArgs),
+    /// List the workers of a cluster.
+    #[command(visible_alias = "ls")]
+    List {
+        /// Name or cluster id.
+        #[arg(long)]
+        cluster: String,
+    },
+    /// Ban a worker: its calls are refused and its connections closed.
+    Ban(WorkerArgs),
+    /// Lift a ban.
+    Unban(WorkerArgs),
+    /// Remove a worker; to come back it needs a new join token.
+    Remove(WorkerArgs),
+    /// On the worker's host: exchange a join token for a certificate. Needs no context.
+    Enrol {
+        /// An agent's enrolment port.
+        #[arg(long, value_name = "HOST:7444")]
+        agent: String,
+        /// Directory of the identity; it is made if it is not there.
+        #[arg(long, value_name = "DIRECTORY")]
+        directory: PathBuf,
+        /// File with the token [default: standard input].
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// On the worker's host: renew the certificate if it is due. Run it daily. Needs no context.
+    Renew {
+        /// Directory of the identity.
+        #[arg(long, value_name = "DIRECTORY")]
+        directory: PathBuf,
+        /// An agent's enrolment port [default: the one that the last answer named].
+        #[arg(long, value_name = "HOST:7444")]
+        agent: Option<String>,
+    },
+}
+
+/// Arguments of `worker token`.
+#[derive(Debug, Args)]
+pub struct WorkerTokenArgs {
+    /// Name or cluster id.
+    #[arg(long)]
+    pub cluster: String,
+    /// Exact name of the worker that may enrol.
+    #[arg(long)]
+    pub name: String,
+    /// Network from which it may be used.
+    #[arg(long)]
+    pub cidr: Option<String>,
+    /// How long it is valid, up to a year [default: 15m].
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<HumanDuration>,
+    /// How to change it.
+    #[command(flatten)]
+    pub change: ChangeArgs,
+}
+
+/// A verb on one worker.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// Name or cluster id.
+    #[arg(long)]
+    pub cluster: String,
+    /// Name of the worker.
+    pub worker: String,
+    /// How to change it.
+    #[command(flatten)]
+    pub change: DangerArgs,
+}
+
+/// Verbs of `admin`.
+#[derive(Debug, Subcommand)]
+pub enum AdminVerb {
+    /// List the admins.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show an admin.
+    Show {
+        /// Its name.
+        admin: String,
+    },
+    /// Replace an admin's roles, from its next call on.
+    SetRole {
+        /// Its name.
+        admin: String,
+        /// A role: operator, key-officer, auditor, enroller. May be given more than once.
+        #[arg(long = "role", required = true)]
+        roles: Vec<String>,
+        /// How to change it.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Replace the clusters an admin may act on, from its next call on.
+    SetScope {
+        /// Its name.
+        admin: String,
+        /// Every cluster.
+        #[arg(long, conflicts_with = "clusters", required_unless_present = "clusters")]
+        all: bool,
+        /// A cluster, by name or id. May be given more than once.
+        #[arg(long = "cluster")]
+        clusters: Vec<String>,
+        /// How to change it.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Remove an admin and close its connections.
+    Remove {
+        /// Its name.
+        admin: String,
+        /// How to change it.
+        #[command(flatten)]
+        change: DangerArgs,
+    },
+}
+
 /// Verbs of `ca`.
 #[derive(Debug, Subcommand)]
 pub enum CaVerb {
@@ -374,6 +539,14 @@ pub enum CaVerb {
         #[command(flatten)]
         change: DangerArgs,
     },
+}
+
+/// Verbs of `slot`.
+#[derive(Debug, Subcommand)]
+pub enum SlotVerb {
+    /// List the root slots, and when each was last known to open the store.
+    #[command(visible_alias = "ls")]
+    List,
 }
 
 /// Arguments of `status`.
@@ -414,7 +587,7 @@ pub struct ChangeArgs {
     /// Say what would happen, and do nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Refuse the change unless the cluster is at this revision.
+    /// Refuse the change unless what it changes is at this revision (`show`, or `-o json`).
     #[arg(long, value_name = "NUMBER")]
     pub if_revision: Option<u64>,
     /// Key that makes a repeated call harmless [default: a random one].

@@ -96,7 +96,7 @@ impl Client {
         self.read(Operation::ShowStatus, &[]).await
     }
 
-    /// Asks for one page of a list.
+    /// Asks for one page of a list; `filters` are further pairs of its query.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -105,9 +105,11 @@ impl Client {
         operation: Operation,
         path: &[&str],
         query: &PageQuery,
+        filters: &[(&str, Option<&str>)],
     ) -> Result<Page<T>, ClientError> {
         let limit = query.limit.map(|limit| limit.to_string());
-        let pairs = [("limit", limit.as_deref()), ("after", query.after.as_deref())];
+        let mut pairs = vec![("limit", limit.as_deref()), ("after", query.after.as_deref())];
+        pairs.extend(filters);
         let request = request(operation, path, &pairs).body(Bytes::new());
         self.send(request).await
     }
@@ -121,10 +123,23 @@ impl Client {
         operation: Operation,
         path: &[&str],
     ) -> Result<Vec<T>, ClientError> {
+        self.list_where(operation, path, &[]).await
+    }
+
+    /// As [`Self::list`], with more of a query than paging.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub async fn list_where<T: DeserializeOwned>(
+        &mut self,
+        operation: Operation,
+        path: &[&str],
+        filters: &[(&str, Option<&str>)],
+    ) -> Result<Vec<T>, ClientError> {
         let mut items = Vec::new();
         let mut query = PageQuery { limit: Some(PAGE), after: None };
         loop {
-            let page = self.page(operation, path, &query).await?;
+            let page = self.page(operation, path, &query, filters).await?;
             items.extend(page.items);
             if page.next.is_none() {
                 return Ok(items);

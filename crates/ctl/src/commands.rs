@@ -1,6 +1,7 @@
 //! Runs one command: opens the link when the command first needs it, and
 //! turns the outcome into text and exit code.
 
+mod admin;
 mod audit;
 mod ca;
 mod changes;
@@ -9,7 +10,9 @@ mod context;
 mod generate;
 mod key;
 mod node;
+mod slot;
 mod status;
+mod worker;
 
 use std::io;
 use std::time::SystemTime;
@@ -47,6 +50,9 @@ async fn dispatch(cli: Cli, console: &mut Console) -> Result<(), Failure> {
         Noun::Key(verb) => key::run(&mut session, verb).await,
         Noun::Node(verb) => node::run(&mut session, verb).await,
         Noun::Audit(verb) => audit::run(&mut session, verb).await,
+        Noun::Worker(verb) => worker::run(&mut session, verb).await,
+        Noun::Admin(verb) => admin::run(&mut session, verb).await,
+        Noun::Slot(verb) => slot::run(&mut session, verb).await,
         Noun::Ca(verb) => ca::run(&mut session, verb).await,
         Noun::Status(args) => status::run(&mut session, &args).await,
         Noun::Context(verb) => context::run(&mut session, verb),

@@ -10,6 +10,7 @@ use crate::client::ClientError;
 use crate::client::link::LinkError;
 use crate::console::Console;
 use crate::contexts::ContextError;
+use crate::worker_identity::WorkerError;
 
 /// Exit code of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,9 @@ pub enum Failure {
     /// The agent did not answer, or answered a problem.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A worker's identity on this host.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     /// A dangerous change that nobody confirmed.
     #[error("{what} needs a confirmation, and there is no terminal to ask on")]
     Unconfirmed {
@@ -106,6 +110,7 @@ impl Failure {
             },
             Self::Declined | Self::Unreadable { .. } | Self::Unclear { .. } => Exit::Usage,
             Self::AuditBroken { .. } => Exit::Failed,
+            Self::Worker(error) => error.exit(),
             Self::Client(ClientError::Endless) | Self::Output(_) | Self::Form { .. } => Exit::Failed,
         }
     }
@@ -123,6 +128,7 @@ impl Failure {
             Self::AuditBroken { .. } => {
                 "keep the files as they are and compare them with a shipped copy; see docs/audit.md".into()
             }
+            Self::Worker(error) => error.remedy().into(),
             Self::Unconfirmed { .. } => "look at --dry-run, then give --yes".into(),
             _ => String::new(),
         }

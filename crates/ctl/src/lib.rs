@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod contexts;
+pub mod worker_identity;
 pub mod client;
 pub mod commands;
 pub mod console;

@@ -46,6 +46,9 @@ pub enum CallError {
 /// What is appended where only this node's log can say more.
 const SEE_LOG: &str = "see kms-sidecar's log on this node";
 
+/// The reason of an agent that an operator told to serve this cluster no more.
+const CLUSTER_RETIRED: &str = "cluster_retired";
+
 impl CallError {
     /// The gRPC code.
     pub fn code(&self) -> Code {
@@ -110,6 +113,10 @@ impl CallError {
             }
             Self::Links(LinksError::Refused(refusal)) => {
                 let why = match refusal.code {
+                    // A person's decision, and another person's to undo: worth more than "refused".
+                    _ if refusal.reason == CLUSTER_RETIRED => {
+                        "this cluster is retired in kms-agent, whose operator can restore it"
+                    }
                     Code::Unauthenticated | Code::PermissionDenied => "kms-agent does not serve this node",
                     Code::Unavailable => "kms-agent cannot use its keys now",
                     _ => "kms-agent refused the call",
@@ -156,6 +163,18 @@ mod tests {
             status.message(),
             "kms-agent does not serve this node; see kms-sidecar's log on this node"
         );
+    }
+
+    #[test]
+    fn a_retired_cluster_is_called_so() {
+        let refusal = Refusal {
+            code: Code::FailedPrecondition,
+            reason: CLUSTER_RETIRED.to_owned(),
+            text: "this cluster is retired".to_owned(),
+        };
+        let status = Status::from(CallError::from(LinksError::Refused(refusal)));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().starts_with("this cluster is retired in kms-agent"), "{status}");
     }
 
     #[test]

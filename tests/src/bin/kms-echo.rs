@@ -13,7 +13,8 @@ use fleet_kms_proto::agent::data_plane_client::DataPlaneClient;
 use fleet_kms_proto::agent::data_plane_server::{DataPlane, DataPlaneServer};
 use fleet_kms_proto::agent::unwrap_item::Outcome;
 use fleet_kms_proto::agent::{
-    StatusRequest, StatusResponse, UnwrapItem, UnwrapRequest, UnwrapResponse, WrapRequest, WrapResponse,
+    RewrapRequest, RewrapResponse, StatusRequest, StatusResponse, UnwrapItem, UnwrapRequest, UnwrapResponse,
+    WrapRequest, WrapResponse,
 };
 use fleet_kms_proto::v1beta1::key_management_service_server::{
     KeyManagementService, KeyManagementServiceServer,
@@ -114,6 +115,10 @@ impl DataPlane for Echo {
         let items = request.into_inner().wrapped.into_iter();
         let items = items.map(|wrapped| UnwrapItem { outcome: Some(Outcome::Plain(wrapped.to_vec())) });
         Ok(Response::new(UnwrapResponse { items: items.collect() }))
+    }
+
+    async fn rewrap(&self, _: Request<RewrapRequest>) -> Result<Response<RewrapResponse>, Status> {
+        Err(Status::unimplemented("the echo measures what a sidecar asks for"))
     }
 
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

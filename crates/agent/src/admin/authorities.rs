@@ -36,14 +36,14 @@ pub(super) async fn rotate(
         effects.push("nodes learn the new root by themselves, also those that are off now".to_owned());
     }
     if options.dry_run {
-        return Ok(Json(Change { applied: false, effects, warnings: Vec::new(), result: None }));
+        return Ok(Json(Change::plan(effects, Vec::new())));
     }
     let what = if root { Roll::Root } else { Roll::Issuing };
     let target = if root { "root" } else { "issuing" };
     call.agent().ca.roll(what, intent(&permit, &options).target(target)).await?;
     let result = Some(rotated(call.agent(), None).await?);
     let warnings = vec!["make a backup: an older one has the CA from before this change".to_owned()];
-    Ok(Json(Change { applied: true, effects, warnings, result }))
+    Ok(Json(Change::done(effects, warnings, result)))
 }
 
 pub(super) async fn replace(call: Call, options: Options) -> Result<Json<Change<RotatedCa>>, Refused> {
@@ -64,7 +64,7 @@ pub(super) async fn replace(call: Call, options: Options) -> Result<Json<Change<
         "every other admin needs `kms-agent admin issue`, join tokens made before are void".to_owned(),
     ];
     if options.dry_run {
-        return Ok(Json(Change { applied: false, effects, warnings: Vec::new(), result: None }));
+        return Ok(Json(Change::plan(effects, Vec::new())));
     }
     let agent = call.agent();
     agent.ca.roll(Roll::Compromised, intent(&permit, &options)).await?;
@@ -84,7 +84,7 @@ pub(super) async fn replace(call: Call, options: Options) -> Result<Json<Change<
     };
     close_old_connections(&call);
     let result = Some(rotated(agent, certificate).await?);
-    Ok(Json(Change { applied: true, effects, warnings, result }))
+    Ok(Json(Change::done(effects, warnings, result)))
 }
 
 /// Closes what was let in by the old roots, but for the connection that waits

@@ -5,39 +5,55 @@ use std::time::SystemTime;
 use axum::Json;
 use axum::http::StatusCode;
 use fleet_kms_admin_api as api;
-use fleet_kms_admin_api::{Change, CreateCluster, HumanDuration, Page, SetMaxOffline};
+use fleet_kms_admin_api::{Change, ClusterQuery, CreateCluster, HumanDuration, Page, SetMaxOffline};
+use fleet_kms_keyring::ClusterId;
 
 use crate::admin::effects::warnings;
 use crate::admin::refusal::{Refused, no_cluster};
-use crate::admin::request::{Body, Call, Names, Options, Paging};
+use crate::admin::request::{Asked, Body, Call, Names, Options, Paging, paging};
 use crate::admin::views;
 use crate::agent::Agent;
 use crate::authz::actions;
 use crate::clusters::LiveClusterName;
-use crate::control_plane::NewCluster;
+use crate::control_plane::{ClusterChange, NewCluster};
 use crate::max_offline::MaxOffline;
 
-pub(super) async fn list(call: Call, paging: Paging) -> Result<Json<Page<api::Cluster>>, Refused> {
+pub(super) async fn list(
+    call: Call,
+    Asked(query): Asked<ClusterQuery>,
+) -> Result<Json<Page<api::Cluster>>, Refused> {
     let permit = call.fleet::<actions::ClusterList>()?;
+    let Paging { limit, mut after } = paging(query.limit, query.after)?;
     let agent = call.agent();
     let nodes = views::nodes_by_cluster(agent);
     let now = (agent.clock())();
     let mut items: Vec<api::Cluster> = Vec::new();
-    let mut after = paging.after;
     // An admin of some clusters only: those it may not see do not fill its pages.
-    while items.len() <= paging.limit {
-        let page = agent.clusters.page(after.as_deref(), paging.limit + 1);
+    while items.len() <= limit {
+        let page = agent.clusters.page(after.as_deref().map(place), limit + 1, query.retired);
         let Some(last) = page.last() else { break };
-        after = Some(last.name.to_string());
+        after = Some(cursor(&last.name.to_string(), &last.id.to_string()));
         for cluster in page.iter().filter(|cluster| permit.sees(&cluster.id)) {
             let count = nodes.get(&cluster.id).copied().unwrap_or(0);
             items.extend(view(agent, cluster, count, now));
         }
     }
-    let more = items.len() > paging.limit;
-    items.truncate(paging.limit);
-    let next = items.last().filter(|_| more).map(|last| last.name.clone());
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| more).map(|last| cursor(&last.name, &last.id));
     Ok(Json(Page { items, next }))
+}
+
+/// Retired clusters may share a name, so a place in the list is name and id.
+fn cursor(name: &str, id: &str) -> String {
+    format!("{name}/{id}")
+}
+
+fn place(cursor: &str) -> (&str, Option<ClusterId>) {
+    match cursor.split_once('/') {
+        Some((name, id)) => (name, id.parse().ok()),
+        None => (cursor, None),
+    }
 }
 
 pub(super) async fn show(call: Call, Names(cluster): Names<String>) -> Result<Json<api::Cluster>, Refused> {
@@ -59,23 +75,12 @@ pub(super) async fn create(
         control.check_new_cluster(new).await?;
         let effects =
             vec![format!("cluster {} is made, with version 1 active and version 2 next", body.name)];
-        let plan = Change { applied: false, effects, warnings: Vec::new(), result: None };
-        return Ok((StatusCode::OK, Json(plan)));
+        return Ok((StatusCode::OK, Json(Change::plan(effects, Vec::new()))));
     }
-    let created = control.create_cluster(&permit, new, options.wish().reason).await?;
-    let cluster = LiveClusterName {
-        id: created.id,
-        name: created.name,
-        created: created.created,
-        max_offline: created.max_offline,
-    };
+    let cluster = control.create_cluster(&permit, new, options.wish().reason).await?;
     let snapshot = call.agent().keyrings.keyring(&cluster.id).ok_or_else(no_cluster)?;
-    let change = Change {
-        applied: true,
-        effects: Vec::new(),
-        warnings: warnings(&snapshot.keyring),
-        result: Some(views::cluster(&cluster, &snapshot, 0, (call.agent().clock())())),
-    };
+    let result = views::cluster(&cluster, &snapshot, 0, (call.agent().clock())());
+    let change = Change::done(Vec::new(), warnings(&snapshot.keyring), Some(result));
     Ok((StatusCode::CREATED, Json(change)))
 }
 
@@ -85,7 +90,7 @@ pub(super) async fn set_max_offline(
     options: Options,
     Body(SetMaxOffline { max_offline }): Body<SetMaxOffline>,
 ) -> Result<Json<Change<api::Cluster>>, Refused> {
-    let (cluster, permit) = call.on::<actions::MaxOfflineSet>(&cluster)?;
+    let (cluster, permit) = call.on_live::<actions::MaxOfflineSet>(&cluster)?;
     let wished = MaxOffline::try_new(max_offline.as_duration());
     let wished = wished
         .map_err(|error| Refused::field("max_offline", error.to_string(), "use 7d to 730d, such as 180d"))?;
@@ -96,13 +101,13 @@ pub(super) async fn set_max_offline(
             HumanDuration::from(wished.time())
         ));
     }
+    let (control, change) = (&call.agent().control_plane, ClusterChange::MaxOffline(wished));
     if options.dry_run {
-        return Ok(Json(Change { applied: false, effects, warnings: Vec::new(), result: None }));
+        control.check_cluster_change(cluster.id, &change, options.wish()).await?;
+        return Ok(Json(Change::plan(effects, Vec::new())));
     }
-    call.agent().control_plane.set_max_offline(&permit, wished, options.wish().reason).await?;
-    let cluster = LiveClusterName { max_offline: wished, ..cluster };
-    let result = Some(current(call.agent(), &cluster)?);
-    Ok(Json(Change { applied: true, effects, warnings: Vec::new(), result }))
+    let cluster = control.change_cluster(&permit, &change, options.wish()).await?;
+    Ok(Json(Change::done(effects, Vec::new(), Some(current(call.agent(), &cluster)?))))
 }
 
 /// A cluster as it is now.

@@ -1,5 +1,7 @@
-//! The gate: a number for each request, a caller with a certificate, and how
-//! much one caller and all together may ask at once. No role is judged here.
+//! The gate: a number for each request, a caller who is an admin of the fleet,
+//! and how much one caller and all together may ask at once. Whoever is no admin
+//! gets no further, to no replay and no limit that admins share. No role is
+//! judged here.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -15,8 +17,8 @@ use fleet_kms_admin_api::change::REQUEST_ID;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
-use crate::admin::Admin;
 use crate::admin::refusal::Refused;
+use crate::admin::{Admin, say};
 use crate::authz::Denied;
 use crate::caller::Caller;
 
@@ -30,8 +32,12 @@ const WAIT: Duration = Duration::from_secs(5);
 const RATE: f64 = 50.0;
 /// Requests of one caller that may come at once after a rest.
 const BURST: f64 = 100.0;
+/// When a caller may try again: by then its budget has grown by 50 requests.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Callers that are remembered; more than any fleet has admins.
 const CALLERS: usize = 1_024;
+/// What a caller asked for who is no admin: that is not looked at.
+const ANY: &str = "admin_api";
 /// The longest request id that is taken over from the caller.
 const MAX_ID: usize = 64;
 
@@ -61,11 +67,8 @@ impl Gate {
         let own = self.charge(caller, Instant::now())?;
         let of_all = timeout(WAIT, Arc::clone(&self.places).acquire_owned()).await;
         let Ok(Ok(of_all)) = of_all else {
-            return Err(Refused::new(
-                Code::Unavailable,
-                "the agent has too many admin requests",
-                "try again",
-            ));
+            let (what, remedy) = ("the agent has too many admin requests", "try again in a few seconds");
+            return Err(Refused::new(Code::Unavailable, what, remedy).after(AGAIN_AFTER));
         };
         Ok(Place([own, of_all]))
     }
@@ -78,12 +81,16 @@ impl Gate {
         let rested = || Budget { places: Arc::new(Semaphore::new(CALLS_EACH)), tokens: BURST, at: now };
         let budget = callers.entry(caller.to_owned()).or_insert_with(rested);
         budget.refill(now);
-        let too_many = |what| Refused::new(Code::TooManyRequests, what, "wait a second, then try again");
+        let too_many = |what| {
+            Refused::new(Code::TooManyRequests, what, "wait as long as Retry-After says, then try again")
+                .after(AGAIN_AFTER)
+        };
         if budget.tokens < 1.0 {
-            return Err(too_many("this caller sends more than 50 requests a second"));
+            return Err(too_many(format!("this caller sends more than {RATE} requests a second")));
         }
         let place = Arc::clone(&budget.places).try_acquire_owned();
-        let place = place.map_err(|_| too_many("this caller has 8 requests under way"))?;
+        let place =
+            place.map_err(|_| too_many(format!("this caller has {CALLS_EACH} requests under way")))?;
         budget.tokens -= 1.0;
         Ok(place)
     }
@@ -131,8 +138,15 @@ fn random_id(admin: &Admin) -> HeaderValue {
 
 /// Lets in who has a certificate and a place.
 pub(super) async fn pass(State(admin): State<Admin>, mut request: Request, next: Next) -> Response {
-    let Ok(caller) = Caller::from_connection(request.extensions()) else {
-        return Refused::from(Denied::NoCertificate).into_response();
+    let caller = Caller::from_connection(request.extensions()).ok();
+    let known = caller.as_ref().map_or(Err(Denied::NoCertificate), |caller| admin.agent.policy.admin(caller));
+    let caller = match (known, caller) {
+        (Ok(()), Some(caller)) => caller,
+        (Err(denied), caller) => {
+            say::denied(&admin, ANY, caller.as_ref(), denied.label());
+            return Refused::from(denied).into_response();
+        }
+        (Ok(()), None) => unreachable!("only a caller is judged"),
     };
     let _place = match admin.gate.enter(&caller.id().to_string()).await {
         Ok(place) => place,

@@ -41,11 +41,11 @@ pub(super) async fn rotate(
     options: Options,
     OptionalBody(RotateKey { fresh }): OptionalBody<RotateKey>,
 ) -> Result<Json<Change<api::Cluster>>, Refused> {
-    let (cluster, permit) = call.on::<actions::KeyRotate>(&cluster)?;
+    let (cluster, permit) = call.on_live::<actions::KeyRotate>(&cluster)?;
     let how = if fresh { Rotate::Fresh } else { Rotate::Regular };
     let before = snapshot(&call, &cluster)?;
     if options.dry_run {
-        let rehearsed = rehearse(&call, &options, &before, |keyring, now| {
+        let rehearsed = rehearse(&call, (&options, &cluster), &before, |keyring, now| {
             keyring.rotate(how, now, &mut made_up_key_id).map(drop).map_err(KeyChangeError::from)
         })?;
         return Ok(Json(plan(&before, &rehearsed)));
@@ -60,13 +60,13 @@ pub(super) async fn set_rotation(
     options: Options,
     Body(SetRotation { period }): Body<SetRotation>,
 ) -> Result<Json<Change<api::Cluster>>, Refused> {
-    let (cluster, permit) = call.on::<actions::RotationSet>(&cluster)?;
+    let (cluster, permit) = call.on_live::<actions::RotationSet>(&cluster)?;
     let policy = RotationPolicy::try_new(period.as_duration());
     let policy = policy
         .map_err(|error| Refused::field("period", error.to_string(), "use 1h to 3650d, such as 30d"))?;
     let before = snapshot(&call, &cluster)?;
     if options.dry_run {
-        let rehearsed = rehearse(&call, &options, &before, |keyring, _| {
+        let rehearsed = rehearse(&call, (&options, &cluster), &before, |keyring, _| {
             keyring.set_policy(policy);
             Ok(())
         })?;
@@ -106,17 +106,18 @@ async fn change<A: ChangesVersion>(
     before.keyring.by_version(number).ok_or_else(no_version)?;
     let evidence = call.agent().control_plane.evidence(&cluster.id, number);
     if options.dry_run {
-        let rehearsed =
-            rehearse(&call, &options, &before, |keyring, _| A::CHANGE.apply(keyring, number, &evidence))?;
+        let rehearsed = rehearse(&call, (&options, &cluster), &before, |keyring, _| {
+            A::CHANGE.apply(keyring, number, &evidence)
+        })?;
         let effects = effects(&before.keyring, &rehearsed);
-        return Ok(Json(Change { applied: false, effects, warnings: Vec::new(), result: None }));
+        return Ok(Json(Change::plan(effects, Vec::new())));
     }
     call.agent().control_plane.change_version(&permit, number, options.wish()).await?;
     let after = snapshot(&call, &cluster)?;
     let wraps = call.agent().keyrings.wraps(&cluster.id);
     let result = after.keyring.by_version(number).map(|version| views::version(version, &wraps));
     let effects = effects(&before.keyring, &after.keyring);
-    Ok(Json(Change { applied: true, effects, warnings: Vec::new(), result }))
+    Ok(Json(Change::done(effects, Vec::new(), result)))
 }
 
 pub(super) async fn explain(
@@ -147,33 +148,24 @@ fn snapshot(call: &Call, cluster: &LiveClusterName) -> Result<Arc<Snapshot>, Ref
 /// Makes the change to a copy.
 fn rehearse(
     call: &Call,
-    options: &Options,
+    (options, cluster): (&Options, &LiveClusterName),
     before: &Snapshot,
     change: impl FnOnce(&mut Keyring, SystemTime) -> Result<(), KeyChangeError>,
 ) -> Result<Keyring, Refused> {
-    options.wish().check(before.revision)?;
+    options.wish().check(views::revision(cluster, before))?;
     let mut keyring = before.keyring.clone();
     change(&mut keyring, (call.agent().clock())())?;
     Ok(keyring)
 }
 
 fn plan<T>(before: &Snapshot, rehearsed: &Keyring) -> Change<T> {
-    Change {
-        applied: false,
-        effects: effects(&before.keyring, rehearsed),
-        warnings: warnings(rehearsed),
-        result: None,
-    }
+    Change::plan(effects(&before.keyring, rehearsed), warnings(rehearsed))
 }
 
 fn done(call: &Call, cluster: &LiveClusterName, before: &Snapshot) -> Result<Change<api::Cluster>, Refused> {
     let after = snapshot(call, cluster)?;
-    Ok(Change {
-        applied: true,
-        effects: effects(&before.keyring, &after.keyring),
-        warnings: warnings(&after.keyring),
-        result: Some(current(call.agent(), cluster)?),
-    })
+    let result = current(call.agent(), cluster)?;
+    Ok(Change::done(effects(&before.keyring, &after.keyring), warnings(&after.keyring), Some(result)))
 }
 
 /// For a rehearsal only, which nobody sees the ids of; unlike any random one.

@@ -1,6 +1,8 @@
 //! Errors of the admin API: each becomes a problem with a stable code and a
 //! remedy. The only place that knows both the agent's errors and the codes.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -15,17 +17,22 @@ use crate::authz::Denied;
 use crate::ca::RolloverError;
 use crate::changes::ChangeError;
 use crate::clusters::ClusterError;
-use crate::control_plane::{ClusterChangeError, CreateError, KeyChangeError};
-use crate::enrolment::issue::{IssueFailure, NodeChangeError};
+use crate::control_plane::{ClusterChangeError, CreateError, KeyChangeError, Stale};
+use crate::enrolment::issue::{AdminChangeError, IssueFailure, MemberChangeError};
 use crate::enrolment::tokens::{TermsError, TokenChangeError, TokenError};
 use crate::errors::chain;
 use crate::fleet_ca::RollError;
 use crate::ledger::{LedgerError, WriteError};
 use crate::live_keyrings::KeysError;
+use crate::slots::SlotsError;
 
 /// A request that is answered with a problem.
 #[derive(Debug)]
-pub(super) struct Refused(Box<Problem>, Option<&'static str>);
+pub(super) struct Refused {
+    problem: Box<Problem>,
+    label: Option<&'static str>,
+    retry_after: Option<Duration>,
+}
 
 /// What came of a request, as a closed label for audit and metrics.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +40,7 @@ pub(super) struct Label(pub(super) &'static str);
 
 impl From<Problem> for Refused {
     fn from(problem: Problem) -> Self {
-        Self(Box::new(problem), None)
+        Self { problem: Box::new(problem), label: None, retry_after: None }
     }
 }
 
@@ -46,22 +53,32 @@ impl Refused {
         Problem::new(Code::InvalidField, detail, remedy).with_field(field).into()
     }
 
+    /// Says when the caller may try again.
+    pub(super) fn after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
+    }
+
+    /// What is wrong, in words.
+    pub(super) fn detail(&self) -> &str {
+        &self.problem.detail
+    }
+
     fn label(&self) -> Label {
-        let known = || Code::KNOWN.iter().find(|known| **known == self.0.code.as_str());
-        Label(self.1.unwrap_or_else(|| known().copied().unwrap_or("other")))
+        let known = || Code::KNOWN.iter().find(|known| **known == self.problem.code.as_str());
+        Label(self.label.unwrap_or_else(|| known().copied().unwrap_or("other")))
     }
 }
 
 impl IntoResponse for Refused {
     /// The body is written by [`write`], which knows the request's id.
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = status.into_response();
         response.extensions_mut().insert(self.label());
-        if self.0.code == Code::TooManyRequests {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        if let Some(wait) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
-        response.extensions_mut().insert(self.0);
+        response.extensions_mut().insert(self.problem);
         response
     }
 }
@@ -90,10 +107,11 @@ impl From<Denied> for Refused {
             | Denied::Superseded => {
                 (Code::NotAuthenticated, "on the agent's host, run `kms-agent admin issue NAME --role ROLE`")
             }
-            Denied::WrongKind => (Code::Denied, "use an admin's certificate"),
+            Denied::WrongKind | Denied::ClusterRetired => (Code::Denied, "use an admin's certificate"),
             Denied::Role | Denied::Scope => (Code::Denied, "ask an admin who has the role and the scope"),
         };
-        Self(Box::new(Problem::new(code, denied.to_string(), remedy)), Some(denied.label()))
+        let problem = Box::new(Problem::new(code, denied.to_string(), remedy));
+        Self { problem, label: Some(denied.label()), retry_after: None }
     }
 }
 
@@ -140,19 +158,6 @@ impl From<CreateError> for Refused {
             CreateError::Ledger(error) => error.into(),
             CreateError::NoBackup(_) => {
                 Self::new(Code::Unavailable, text, "make a backup: look at the agent's log")
-            }
-        }
-    }
-}
-
-impl From<ClusterChangeError> for Refused {
-    fn from(error: ClusterChangeError) -> Self {
-        let text = chain(&error);
-        match error {
-            ClusterChangeError::UnknownCluster => no_cluster(),
-            ClusterChangeError::Cluster(ClusterError::Field { .. }) => internal(&text),
-            ClusterChangeError::Cluster(ClusterError::Ledger(error)) | ClusterChangeError::Ledger(error) => {
-                error.into()
             }
         }
     }
@@ -221,6 +226,8 @@ impl From<TermsError> for Refused {
         let (field, remedy) = match error {
             TermsError::Node(_) => ("node", "use a-z, 0-9, '.' and '-', at most 63 characters"),
             TermsError::Pattern(_) => ("pattern", "use a node name with `*` for any text"),
+            TermsError::Worker(_) => ("worker", "use a-z, 0-9, '.' and '-', at most 63 characters"),
+            TermsError::WorkerAndNode => ("worker", "give one of the two"),
             TermsError::NodeAndPattern => ("pattern", "give one of the two"),
             TermsError::Network(_) => ("cidr", "write it like 10.1.0.0/16"),
             TermsError::Uses => ("uses", "use 1 to 10,000"),
@@ -260,14 +267,80 @@ impl From<IssueFailure> for Refused {
     }
 }
 
-impl From<NodeChangeError> for Refused {
-    fn from(error: NodeChangeError) -> Self {
+impl From<MemberChangeError> for Refused {
+    fn from(error: MemberChangeError) -> Self {
         match error {
-            NodeChangeError::Unknown => no_node(),
-            NodeChangeError::Already(_) => {
-                Self::new(Code::StateConflict, error.to_string(), "`kmsctl node list` shows its state")
+            MemberChangeError::Unknown => no_node(),
+            MemberChangeError::Already(_) => {
+                let remedy = "`kmsctl node list` and `kmsctl worker list` show its state";
+                Self::new(Code::StateConflict, error.to_string(), remedy)
             }
-            NodeChangeError::Failed(failure) => failure.into(),
+            MemberChangeError::Stale(stale) => stale.into(),
+            MemberChangeError::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+impl From<AdminChangeError> for Refused {
+    fn from(error: AdminChangeError) -> Self {
+        let text = error.to_string();
+        match error {
+            AdminChangeError::Unknown => no_admin(),
+            AdminChangeError::LastOperator => {
+                let remedy = "make another first: on the agent's host, run `kms-agent admin issue NAME --role operator`";
+                Self::new(Code::Guarded, text, remedy)
+            }
+            AdminChangeError::Grant(_) => {
+                let remedy =
+                    "ask an admin who has the role, or run `kms-agent admin issue` on the agent's host";
+                Self::new(Code::Denied, text, remedy)
+            }
+            AdminChangeError::NoRole => {
+                Self::field("roles", text, "give at least one role, or remove the admin")
+            }
+            AdminChangeError::EmptyScope => {
+                Self::field("clusters", text, "give at least one cluster, or `all`")
+            }
+            AdminChangeError::Stale(stale) => stale.into(),
+            AdminChangeError::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+impl From<ClusterChangeError> for Refused {
+    fn from(error: ClusterChangeError) -> Self {
+        let text = error.to_string();
+        match error {
+            ClusterChangeError::Unknown => no_cluster(),
+            ClusterChangeError::Cluster(ClusterError::Field { .. }) => internal(&text),
+            ClusterChangeError::Cluster(ClusterError::Ledger(error)) => error.into(),
+            ClusterChangeError::Name(_) => Self::field("name", text, "choose another name"),
+            ClusterChangeError::Taken(_) => Self::new(Code::AlreadyExists, text, "choose another name"),
+            ClusterChangeError::Retired => {
+                Self::new(Code::StateConflict, text, "`kmsctl cluster restore` brings it back")
+            }
+            ClusterChangeError::Live => {
+                Self::new(Code::StateConflict, text, "`kmsctl cluster list --retired` shows which are")
+            }
+            ClusterChangeError::Stale(stale) => stale.into(),
+            ClusterChangeError::Ledger(error) => error.into(),
+        }
+    }
+}
+
+impl From<Stale> for Refused {
+    fn from(stale: Stale) -> Self {
+        let remedy = "look at it again, decide again, and send the revision that you saw";
+        Self::new(Code::RevisionMismatch, stale.to_string(), remedy)
+    }
+}
+
+impl From<SlotsError> for Refused {
+    fn from(error: SlotsError) -> Self {
+        let text = chain(&error);
+        match error {
+            SlotsError::Ledger(error) => error.into(),
+            _ => internal(&text),
         }
     }
 }
@@ -304,6 +377,7 @@ impl From<TokenChangeError> for Refused {
     fn from(error: TokenChangeError) -> Self {
         match error {
             TokenChangeError::Unknown => no_token(),
+            TokenChangeError::Stale(stale) => stale.into(),
             TokenChangeError::Ledger(error) => error.into(),
         }
     }
@@ -319,6 +393,14 @@ pub(super) fn no_version() -> Refused {
 
 pub(super) fn no_node() -> Refused {
     Refused::new(Code::NodeNotFound, "the cluster has no such node", "`kmsctl node list` shows them")
+}
+
+pub(super) fn no_worker() -> Refused {
+    Refused::new(Code::WorkerNotFound, "the cluster has no such worker", "`kmsctl worker list` shows them")
+}
+
+pub(super) fn no_admin() -> Refused {
+    Refused::new(Code::AdminNotFound, "there is no such admin", "`kmsctl admin list` shows them")
 }
 
 pub(super) fn no_token() -> Refused {

@@ -17,10 +17,10 @@ use axum::response::{IntoResponse as _, Response};
 use fleet_kms_admin_api::change::{IDEMPOTENCY_KEY, MAX_IDEMPOTENCY_KEY};
 use fleet_kms_admin_api::{Code, Problem};
 use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::admin::refusal::{Label, Refused, internal};
-use crate::admin::{Admin, MAX_BODY};
+use crate::admin::{Admin, BODY_WITHIN, MAX_BODY};
 use crate::caller::Caller;
 
 /// How long an answer is kept.
@@ -96,9 +96,10 @@ fn key_of(request: &Request) -> Result<Option<Key>, Refused> {
 
 async fn once(admin: &Admin, key: Key, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, MAX_BODY).await else {
+    let Ok(Ok(body)) = timeout(BODY_WITHIN, to_bytes(body, MAX_BODY)).await else {
         let remedy = "send at most 64 KiB";
-        return Refused::new(Code::BodyTooLarge, "the body is too long or broke off", remedy).into_response();
+        return Refused::new(Code::BodyTooLarge, "the body is too long, too slow or broke off", remedy)
+            .into_response();
     };
     let mut hash = Sha256::new();
     for part in [head.method.as_str().as_bytes(), head.uri.to_string().as_bytes(), &body] {

@@ -12,14 +12,15 @@ use fleet_kms_admin_api::{ChangeQuery, Code, PageQuery};
 use fleet_kms_keyring::Version;
 use fleet_kms_store::Revision;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 
-use crate::admin::Admin;
 use crate::admin::refusal::{Refused, no_cluster, no_version};
+use crate::admin::{Admin, BODY_WITHIN};
 use crate::agent::Agent;
 use crate::authz::{Action, Denied, FleetPermit, Permit};
 use crate::caller::Caller;
 use crate::clusters::LiveClusterName;
-use crate::control_plane::Wish;
+use crate::control_plane::{ClusterChangeError, Wish};
 
 /// Who asks, and of which agent.
 pub(super) struct Call {
@@ -36,10 +37,44 @@ impl Call {
     ///
     /// Whoever may do `A` nowhere learns nothing about names.
     pub(super) fn on<A: Action>(&self, cluster: &str) -> Result<(LiveClusterName, Permit<A>), Refused> {
-        let _role = self.fleet::<A>()?;
-        let cluster = self.agent().clusters.find(cluster).ok_or_else(no_cluster)?;
+        let role = self.fleet::<A>()?;
+        let cluster = self.agent().clusters.find(cluster).ok_or_else(|| nowhere(&role))?;
         let permit = self.agent().policy.permit_on(&self.caller, cluster.id)?;
         Ok((cluster, permit))
+    }
+
+    /// As [`Self::on`], for what makes no sense on a retired cluster.
+    pub(super) fn on_live<A: Action>(&self, cluster: &str) -> Result<(LiveClusterName, Permit<A>), Refused> {
+        let (cluster, permit) = self.on(cluster)?;
+        match cluster.retired {
+            None => Ok((cluster, permit)),
+            Some(_) => Err(ClusterChangeError::Retired.into()),
+        }
+    }
+
+    /// As [`Self::on`], for a retired cluster, by its id or the name it had.
+    pub(super) fn on_retired<A: Action>(
+        &self,
+        cluster: &str,
+    ) -> Result<(LiveClusterName, Permit<A>), Refused> {
+        let role = self.fleet::<A>()?;
+        let mut found = self.agent().clusters.find_retired(cluster);
+        found.retain(|cluster| role.sees(&cluster.id));
+        match (found.pop(), found.is_empty()) {
+            (Some(one), true) => {
+                let permit = self.agent().policy.permit_on(&self.caller, one.id)?;
+                Ok((one, permit))
+            }
+            (Some(_), false) => {
+                let remedy = "give the cluster's id: `kmsctl cluster list --retired -o wide` shows it";
+                Err(Refused::new(Code::StateConflict, "several retired clusters had this name", remedy))
+            }
+            // There is no retired one; a live one is no secret to who may see it.
+            (None, _) => {
+                let _live = self.on::<A>(cluster)?;
+                Err(ClusterChangeError::Live.into())
+            }
+        }
     }
 
     /// Gets the permit to do `A`, which concerns no single cluster.
@@ -55,6 +90,11 @@ impl FromRequestParts<Admin> for Call {
         let caller = parts.extensions.get::<Caller>().cloned().ok_or(Denied::NoCertificate)?;
         Ok(Self { admin: admin.clone(), caller })
     }
+}
+
+/// Whoever sees some clusters only cannot tell one that is hidden from none.
+fn nowhere<A: Action>(role: &FleetPermit<A>) -> Refused {
+    if role.sees_all() { no_cluster() } else { Denied::Scope.into() }
 }
 
 /// The names in the path, in order.
@@ -95,7 +135,7 @@ impl FromRequestParts<Admin> for Paging {
     }
 }
 
-/// Reads limit and cursor.
+/// Parses which part of a list is wanted.
 pub(super) fn paging(limit: Option<u32>, after: Option<String>) -> Result<Paging, Refused> {
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
@@ -105,6 +145,19 @@ pub(super) fn paging(limit: Option<u32>, after: Option<String>) -> Result<Paging
         return Err(Refused::field("after", "this is no cursor", "use the `next` of the page before"));
     }
     Ok(Paging { limit: limit as usize, after })
+}
+
+/// The query of a list that takes more than paging.
+pub(super) struct Asked<Q>(pub(super) Q);
+
+impl<Q: DeserializeOwned> FromRequestParts<Admin> for Asked<Q> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Admin) -> Result<Self, Refused> {
+        let query = Query::<Q>::try_from_uri(&parts.uri);
+        let Query(query) = query.map_err(|error| unreadable(&error.body_text()))?;
+        Ok(Self(query))
+    }
 }
 
 /// The options of a change.
@@ -145,7 +198,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<Revision>, Refused> {
     match number.and_then(|number| number.parse().ok()) {
         Some(revision) => Ok(Some(Revision(revision))),
         None => {
-            let remedy = "send the cluster's revision in quotes, like \"17\"";
+            let remedy = "send the revision that you saw in quotes, like \"17\"";
             Err(Refused::new(Code::InvalidRequest, "If-Match is no revision", remedy))
         }
     }
@@ -180,7 +233,8 @@ impl<T: DeserializeOwned + Default> FromRequest<Admin> for OptionalBody<T> {
 
 async fn read(request: Request, admin: &Admin) -> Result<(HeaderMap, Bytes), Refused> {
     let headers = request.headers().clone();
-    let bytes = Bytes::from_request(request, admin).await;
+    let bytes = timeout(BODY_WITHIN, Bytes::from_request(request, admin)).await;
+    let bytes = bytes.map_err(|_| unreadable("the body did not come within 10 seconds"))?;
     let bytes = bytes.map_err(|error: BytesRejection| match error.status().as_u16() {
         413 => Refused::new(Code::BodyTooLarge, "the body is longer than 64 KiB", "send less"),
         _ => unreadable("the body broke off"),

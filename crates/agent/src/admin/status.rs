@@ -33,14 +33,14 @@ pub(super) async fn show(call: Call) -> Result<Json<Status>, Refused> {
     let agent = call.agent();
     let now = (agent.clock())();
     let (clusters, next_rotations) = rotations(agent, &permit, now);
-    let (nodes, expiring_certificates) = identities(agent, &permit, now);
+    let (nodes, expiring_certificates) = identities(&call, &permit, now);
     let unconfirmed = agent.changes.unconfirmed();
     Ok(Json(Status {
         agent: agent.own.live().certificate().id().subject.name().to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         time: now.into(),
         store: StoreStatus { ok: unconfirmed.is_none(), detail: unconfirmed.map(|why| why.to_string()) },
-        warnings: warnings(agent, now, clusters, &expiring_certificates),
+        warnings: warnings(agent, &permit, now, clusters, &expiring_certificates),
         clusters,
         nodes,
         next_rotations,
@@ -65,6 +65,10 @@ fn rotations(
         if !permit.sees(&id) {
             continue;
         }
+        if agent.clusters.is_retired(&id) {
+            counts.retired += 1;
+            continue;
+        }
         let next = snapshot.keyring.due(&id);
         counts.total += 1;
         counts.overdue += u32::from(next < now);
@@ -80,21 +84,27 @@ fn rotations(
 }
 
 fn identities(
-    agent: &Agent,
+    call: &Call,
     permit: &FleetPermit<actions::StatusShow>,
     now: SystemTime,
 ) -> (NodeCounts, Vec<ExpiringCertificate>) {
     let mut counts = NodeCounts::default();
     let mut expiring = Vec::new();
-    agent.identities.for_each(|identity| {
+    call.agent().identities.for_each(|identity| {
         let margin = match &identity.id.subject {
             Subject::Node { cluster, .. } if permit.sees(&ClusterId::from_bytes(*cluster.as_bytes())) => {
                 counts.total += 1;
                 counts.banned += u32::from(identity.banned);
                 NODE_MARGIN
             }
-            Subject::Admin { .. } => ADMIN_MARGIN,
-            Subject::Node { .. } | Subject::Worker { .. } | Subject::Agent { .. } => return,
+            Subject::Worker { cluster, .. } if permit.sees(&ClusterId::from_bytes(*cluster.as_bytes())) => {
+                NODE_MARGIN
+            }
+            // An admin of some clusters sees itself.
+            Subject::Admin { .. } if permit.sees_all() || identity.id == *call.caller.id() => ADMIN_MARGIN,
+            Subject::Node { .. } | Subject::Worker { .. } | Subject::Admin { .. } | Subject::Agent { .. } => {
+                return;
+            }
         };
         let newest = identity.next.as_ref().or(identity.current.as_ref());
         if let Some(issued) = newest
@@ -111,6 +121,7 @@ fn identities(
 
 fn warnings(
     agent: &Agent,
+    permit: &FleetPermit<actions::StatusShow>,
     now: SystemTime,
     clusters: ClusterCounts,
     expiring: &[ExpiringCertificate],
@@ -137,7 +148,8 @@ fn warnings(
         let remedy = "on the agent's host, run `kms-agent restore --confirm`";
         warnings.push(warning("recovered_unconfirmed", why.to_string(), remedy));
     }
-    let rolled_back = agent.rolled_back.clusters();
+    let mut rolled_back = agent.rolled_back.clusters();
+    rolled_back.retain(|cluster| permit.sees(cluster));
     if !rolled_back.is_empty() {
         let text = format!(
             "store_rolled_back: {} clusters have values of versions that this store has not activated",
@@ -154,7 +166,8 @@ fn warnings(
         let text = format!("the rotation of {} is late", clusters_in_words(clusters.overdue));
         warnings.push(warning("rotation_overdue", text, "look at the agent's log and its clock"));
     }
-    let many = agent.keyrings.active_wraps().into_iter().filter(|(_, _, wraps)| *wraps >= WRAPS_HINT).count();
+    let over_hint = |(cluster, _, wraps): &(ClusterId, _, u64)| permit.sees(cluster) && *wraps >= WRAPS_HINT;
+    let many = agent.keyrings.active_wraps().into_iter().filter(over_hint).count();
     if many > 0 {
         let text = format!("{many} clusters have wrapped 2^32 times or more under their active version");
         warnings.push(warning("many_wraps", text, "rotate them early; nothing is at risk meanwhile"));
@@ -177,6 +190,12 @@ fn warnings(
         let text = "certificates are about to end and were not renewed".to_owned();
         let remedy = "look why these nodes are off or cannot reach the enrolment port; issue admins' anew";
         warnings.push(warning("certificates_expiring", text, remedy));
+    }
+    if permit.sees_all() && admins(agent) < 2 {
+        let text = "there is one admin only: who loses that key, or lets its certificate end, locks all out";
+        let remedy =
+            "on the agent's host, run `kms-agent admin issue NAME --role operator` for a second person";
+        warnings.push(warning("single_admin", text.to_owned(), remedy));
     }
     warnings
 }
@@ -205,6 +224,18 @@ fn audit_warnings(agent: &Agent) -> Vec<Warning> {
         warnings.push(warning("audit_cut", text));
     }
     warnings
+}
+
+/// Admins who can log in now.
+fn admins(agent: &Agent) -> usize {
+    let now = (agent.clock())();
+    let mut count = 0;
+    agent.identities.for_each(|identity| {
+        let newest = identity.next.as_ref().or(identity.current.as_ref());
+        let valid = newest.is_some_and(|issued| issued.not_after > now) && !identity.banned;
+        count += usize::from(valid && matches!(identity.id.subject, Subject::Admin { .. }));
+    });
+    count
 }
 
 fn clusters_in_words(count: u32) -> String {

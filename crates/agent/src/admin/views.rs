@@ -4,13 +4,17 @@ use std::collections::HashMap;
 use std::time::SystemTime;
 
 use fleet_kms_admin_api as api;
-use fleet_kms_admin_api::{HumanDuration, NodeState, Timestamp, VersionState};
+use fleet_kms_admin_api::{ClusterState, HumanDuration, NodeState, Timestamp, VersionState};
 use fleet_kms_identity::Subject;
 use fleet_kms_keyring::{ClusterId, KeyVersion, State};
+use fleet_kms_store::Revision;
 
 use crate::agent::Agent;
+use crate::authz::Scope;
+use crate::ca::LEAF_LIFE;
 use crate::clusters::LiveClusterName;
-use crate::identities::LiveIdentity;
+use crate::control_plane::DESTRUCTION_WAIT;
+use crate::identities::{Issued, LiveIdentity};
 use crate::live_keyrings::{Snapshot, WrapCounts};
 
 pub(super) fn cluster(
@@ -27,7 +31,10 @@ pub(super) fn cluster(
     api::Cluster {
         id: cluster.id.to_string(),
         name: cluster.name.to_string(),
-        revision: snapshot.revision.0,
+        state: if cluster.retired.is_some() { ClusterState::Retired } else { ClusterState::Live },
+        retired: cluster.retired.map(Timestamp::from),
+        keys_kept_until: cluster.retired.map(|retired| (retired + DESTRUCTION_WAIT).into()),
+        revision: revision(cluster, snapshot).0,
         created: cluster.created.into(),
         active_version: active.version.get(),
         key_id: active.key_id.to_string(),
@@ -36,11 +43,16 @@ pub(super) fn cluster(
         period: HumanDuration::from(keyring.policy().period()),
         max_offline: Some(HumanDuration::from(cluster.max_offline.time())),
         next_rotation: due.into(),
-        overdue: due < now,
+        overdue: due < now && cluster.retired.is_none(),
         versions: u32::try_from(kept).unwrap_or(u32::MAX),
         nodes,
         unbacked: keyring.unbacked().map(|version| version.version.get()).collect(),
     }
+}
+
+/// The revision that callers see and send: the later of the cluster's two records'.
+pub(super) fn revision(cluster: &LiveClusterName, snapshot: &Snapshot) -> Revision {
+    snapshot.revision.max(cluster.revision)
 }
 
 pub(super) fn version(version: &KeyVersion, wraps: &WrapCounts) -> api::Version {
@@ -78,20 +90,77 @@ pub(super) fn node(agent: &Agent, identity: &LiveIdentity) -> Option<api::Node> 
     let Subject::Node { cluster, name } = &identity.id.subject else { return None };
     let report = agent.nodes.find(&identity.id);
     let id = ClusterId::from_bytes(*cluster.as_bytes());
-    // The newest certificate is the one that must be renewed before it ends.
-    let issued = identity.next.as_ref().or(identity.current.as_ref());
+    let issued = newest(identity);
     Some(api::Node {
         id: identity.id.to_string(),
         name: name.to_string(),
         cluster_id: id.to_string(),
         cluster: agent.clusters.name_of(&id).map_or_else(String::new, |name| name.to_string()),
-        state: if identity.banned { NodeState::Banned } else { NodeState::Active },
+        state: member_state(identity),
+        revision: identity.revision.0,
         serial: issued.map(|issued| issued.serial.to_string()),
         certificate_not_after: issued.map(|issued| issued.not_after.into()),
-        last_seen: report.as_ref().map(|report| report.seen.into()),
+        last_seen: last_seen(agent, identity).map(Timestamp::from),
         build: report.as_ref().map(|report| report.build.clone()),
         highest_version: report.map(|report| report.highest_version).filter(|version| *version > 0),
     })
+}
+
+/// When a node was last known to live. Its newest certificate says so too: the
+/// agent that gave it heard the node then, and told the store, not just its own
+/// memory.
+pub(super) fn last_seen(agent: &Agent, identity: &LiveIdentity) -> Option<SystemTime> {
+    let reported = agent.nodes.find(&identity.id).map(|report| report.seen);
+    let issued = newest(identity).and_then(|issued| issued.not_after.checked_sub(LEAF_LIFE));
+    reported.max(issued)
+}
+
+/// A worker; `None` for an identity of another kind.
+pub(super) fn worker(agent: &Agent, identity: &LiveIdentity) -> Option<api::Worker> {
+    let Subject::Worker { cluster, name } = &identity.id.subject else { return None };
+    let id = ClusterId::from_bytes(*cluster.as_bytes());
+    let issued = newest(identity);
+    Some(api::Worker {
+        id: identity.id.to_string(),
+        name: name.to_string(),
+        cluster_id: id.to_string(),
+        cluster: agent.clusters.name_of(&id).map_or_else(String::new, |name| name.to_string()),
+        state: member_state(identity),
+        revision: identity.revision.0,
+        serial: issued.map(|issued| issued.serial.to_string()),
+        certificate_not_after: issued.map(|issued| issued.not_after.into()),
+    })
+}
+
+/// An admin; `None` for an identity of another kind.
+pub(super) fn admin(agent: &Agent, identity: &LiveIdentity) -> Option<api::Admin> {
+    let Subject::Admin { name } = &identity.id.subject else { return None };
+    let named =
+        |id: &ClusterId| agent.clusters.name_of(id).map_or_else(|| id.to_string(), |name| name.to_string());
+    let clusters = match &identity.scope {
+        Scope::All => Vec::new(),
+        Scope::Clusters(ids) => ids.iter().map(named).collect(),
+    };
+    let issued = newest(identity);
+    Some(api::Admin {
+        id: identity.id.to_string(),
+        name: name.to_string(),
+        roles: identity.roles.iter().map(|role| api::Role::from(role.name())).collect(),
+        scope: api::Scope { all: identity.scope == Scope::All, clusters },
+        state: member_state(identity),
+        revision: identity.revision.0,
+        serial: issued.map(|issued| issued.serial.to_string()),
+        certificate_not_after: issued.map(|issued| issued.not_after.into()),
+    })
+}
+
+/// The newest certificate is the one that must be renewed before it ends.
+fn newest(identity: &LiveIdentity) -> Option<&Issued> {
+    identity.next.as_ref().or(identity.current.as_ref())
+}
+
+fn member_state(identity: &LiveIdentity) -> NodeState {
+    if identity.banned { NodeState::Banned } else { NodeState::Active }
 }
 
 /// How many nodes each cluster has.

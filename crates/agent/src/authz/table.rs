@@ -5,13 +5,13 @@ use super::Action;
 /// An admin's role; it lives in the store, not in the certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Runs the fleet: clusters, nodes, tokens, rotation.
+    /// Runs the fleet: clusters, nodes, tokens, rotation, admins.
     Operator,
     /// Decides about key versions: disable, enable, destroy.
     KeyOfficer,
     /// Sees everything, changes nothing.
     Auditor,
-    /// Makes join tokens, nothing else.
+    /// Makes join tokens, and sees what it needs for that.
     Enroller,
 }
 
@@ -44,6 +44,8 @@ pub enum Who {
     Node,
     /// A node whose certificate has expired, on its own cluster.
     ExpiredNode,
+    /// A worker with a valid certificate, on its own cluster.
+    Worker,
     /// An admin who has this role, on the clusters of its scope.
     Admin(Role),
     /// The agent itself, by this function of [`super::internal`].
@@ -89,10 +91,12 @@ table! {
     Unwrap = "/fleet_kms.agent.v1.DataPlane/Unwrap" => [Who::Node],
     /// Report a node's state, learn the active version.
     Status = "/fleet_kms.agent.v1.DataPlane/Status" => [Who::Node],
+    /// Wrap what is wrapped under the active version.
+    Rewrap = "/fleet_kms.agent.v1.DataPlane/Rewrap" => [Who::Worker],
     /// Exchange a join token for a certificate.
     Enrol = "/fleet_kms.agent.v1.Enrolment/Enrol" => [Who::Anyone],
     /// Exchange a certificate for the next one.
-    Renew = "/fleet_kms.agent.v1.Enrolment/Renew" => [Who::Node, Who::ExpiredNode],
+    Renew = "/fleet_kms.agent.v1.Enrolment/Renew" => [Who::Node, Who::ExpiredNode, Who::Worker],
     /// Ask for the time.
     Time = "/fleet_kms.agent.v1.Enrolment/Time" => [Who::Anyone],
 
@@ -104,6 +108,12 @@ table! {
     ClusterShow = "cluster_show" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
     /// Change how long a cluster's nodes may be off.
     MaxOfflineSet = "max_offline_set" => [OPERATOR],
+    /// Retire a cluster.
+    ClusterRetire = "cluster_retire" => [OPERATOR],
+    /// Bring a retired cluster back.
+    ClusterRestore = "cluster_restore" => [OPERATOR],
+    /// Give a cluster another name.
+    ClusterRename = "cluster_rename" => [OPERATOR],
     /// List a cluster's versions.
     KeyVersions = "key_versions" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// Rotate a cluster's KEK now.
@@ -140,6 +150,26 @@ table! {
     AuditSearch = "audit_search" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// List the ends of the agents' audit chains.
     AuditHeads = "audit_heads" => [OPERATOR, KEY_OFFICER, AUDITOR],
+    /// List a cluster's workers.
+    WorkerList = "worker_list" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
+    /// Ban a worker.
+    WorkerBan = "worker_ban" => [OPERATOR],
+    /// Lift a worker's ban.
+    WorkerUnban = "worker_unban" => [OPERATOR],
+    /// Remove a worker.
+    WorkerRemove = "worker_remove" => [OPERATOR],
+    /// List the admins.
+    AdminList = "admin_list" => [OPERATOR, KEY_OFFICER, AUDITOR],
+    /// Show one admin.
+    AdminShow = "admin_show" => [OPERATOR, KEY_OFFICER, AUDITOR],
+    /// Replace an admin's roles.
+    AdminSetRole = "admin_set_role" => [OPERATOR],
+    /// Replace an admin's scope.
+    AdminSetScope = "admin_set_scope" => [OPERATOR],
+    /// Remove an admin.
+    AdminRemove = "admin_remove" => [OPERATOR],
+    /// List the root slots.
+    SlotList = "slot_list" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// Show the fleet CA.
     CaShow = "ca_show" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// Replace the issuing CA or the root in good order.
@@ -167,7 +197,26 @@ table! {
 
 /// Operations on what belongs to no single cluster: only an admin whose scope is
 /// all clusters may.
-pub(super) const FLEET_WIDE: &[&str] = &["cluster_create", "ca_show", "ca_rotate", "ca_replace"];
+pub const FLEET_WIDE: &[&str] = &[
+    "cluster_create",
+    "ca_show",
+    "ca_rotate",
+    "ca_replace",
+    "admin_list",
+    "admin_show",
+    "admin_set_role",
+    "admin_set_scope",
+    "admin_remove",
+    "slot_list",
+];
+
+/// Says whether admins with these roles may give `role` to another: only if
+/// they may do themselves all that it allows. Otherwise one role could make
+/// itself any other.
+pub fn may_grant(own: &[Role], role: Role) -> bool {
+    let of_role = TABLE.iter().filter(|row| row.who.contains(&Who::Admin(role)));
+    of_role.into_iter().all(|row| own.iter().any(|own| row.who.contains(&Who::Admin(*own))))
+}
 
 /// Finds a row by its id.
 pub(super) fn row(id: &str) -> Option<&'static Row> {

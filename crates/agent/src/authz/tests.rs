@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Role, TABLE, Who};
+use super::{FLEET_WIDE, Role, TABLE, Who, may_grant};
 
 /// The RPCs of the agent API, read off its definition.
 fn rpcs() -> BTreeSet<String> {
@@ -50,11 +50,37 @@ fn only_what_needs_no_certificate_is_open_to_anyone() {
 
 #[test]
 fn an_auditor_changes_nothing() {
-    let changes =
-        ["create", "rotate", "disable", "enable", "destroy", "ban", "remove", "set", "revoke", "replace"];
+    let changes = [
+        "create", "rotate", "disable", "enable", "destroy", "ban", "remove", "set", "revoke", "retire",
+        "restore", "rename", "replace",
+    ];
     for row in TABLE.iter().filter(|row| row.who.contains(&Who::Admin(Role::Auditor))) {
         assert!(!changes.iter().any(|verb| row.id.contains(verb)), "{}", row.id);
     }
+}
+
+#[test]
+fn nobody_grants_what_they_may_not_do() {
+    use Role::{Auditor, Enroller, KeyOfficer, Operator};
+    for (own, role, may) in [
+        (&[Operator][..], Operator, true),
+        (&[Operator], Auditor, true),
+        (&[Operator], Enroller, true),
+        (&[Operator], KeyOfficer, false),
+        (&[Operator, KeyOfficer], KeyOfficer, true),
+        (&[KeyOfficer], Operator, false),
+        (&[Auditor, Enroller], Operator, false),
+        (&[], Enroller, false),
+    ] {
+        assert_eq!(may_grant(own, role), may, "{own:?} {role:?}");
+    }
+}
+
+#[test]
+fn a_worker_rewraps_and_renews_and_nothing_else() {
+    let worker: Vec<_> =
+        TABLE.iter().filter(|row| row.who.contains(&Who::Worker)).map(|row| row.id).collect();
+    assert_eq!(worker, ["/fleet_kms.agent.v1.DataPlane/Rewrap", "/fleet_kms.agent.v1.Enrolment/Renew"]);
 }
 
 #[test]
@@ -62,4 +88,35 @@ fn a_permit_cannot_be_cloned_or_printed() {
     use super::{FleetPermit, Permit, actions};
     static_assertions::assert_not_impl_any!(Permit<actions::Wrap>: Clone, std::fmt::Debug);
     static_assertions::assert_not_impl_any!(FleetPermit<actions::ClusterCreate>: Clone, std::fmt::Debug);
+}
+
+const ROLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/admin-roles.md");
+
+/// The part of the table that is about admins, as they read it.
+fn roles_document() -> String {
+    let mut text = "# Who may do what\n\n\
+        Made from the authorization table that the agent is compiled with (`crates/agent/src/authz/table.rs`); a test\n\
+        compares the two, and another one asks each operation as each set of roles. *all* means that only an admin whose\n\
+        scope is all clusters may; everything else is also for an admin of some clusters, on those.\n\n"
+        .to_owned();
+    let names: Vec<_> = Role::ALL.iter().map(|role| role.name()).collect();
+    text +=
+        &format!("| operation | {} | scope |\n|---|{}---|\n", names.join(" | "), "---|".repeat(names.len()));
+    for row in TABLE.iter().filter(|row| row.who.iter().any(|who| matches!(who, Who::Admin(_)))) {
+        let may = |role: &Role| if row.who.contains(&Who::Admin(*role)) { "yes" } else { "" };
+        let cells: Vec<_> = Role::ALL.iter().map(may).collect();
+        let scope = if FLEET_WIDE.contains(&row.id) { "all" } else { "" };
+        text += &format!("| `{}` | {} | {scope} |\n", row.id, cells.join(" | "));
+    }
+    text.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+#[test]
+fn the_documented_roles_are_those_of_the_table() {
+    let now = roles_document();
+    if std::env::var_os("UPDATE_ROLES").is_some() {
+        std::fs::write(ROLES, &now).unwrap();
+    }
+    let tree = std::fs::read_to_string(ROLES).unwrap_or_default();
+    assert!(tree == now, "docs/admin-roles.md is behind: run `make roles` and look at the diff");
 }

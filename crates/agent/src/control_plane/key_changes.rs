@@ -21,7 +21,29 @@ pub struct Wish<'a> {
     pub at: Option<Revision>,
 }
 
+/// The caller decided on an older state than the present one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is at revision {}, not {}", now.0, wished.0)]
+pub struct Stale {
+    /// The present revision.
+    pub now: Revision,
+    /// The caller's.
+    pub wished: Revision,
+}
+
 impl Wish<'_> {
+    /// Compares the wished revision of any row with the present one.
+    ///
+    /// # Errors
+    ///
+    /// When they differ.
+    pub fn check_row(&self, now: Revision) -> Result<(), Stale> {
+        match self.at {
+            Some(wished) if wished != now => Err(Stale { now, wished }),
+            _ => Ok(()),
+        }
+    }
+
     /// Compares the wished revision with the present one.
     ///
     /// # Errors

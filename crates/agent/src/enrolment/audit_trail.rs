@@ -10,7 +10,7 @@ use fleet_kms_keyring::ClusterId;
 
 use super::issue::{EnrolError, Join, RenewError, RenewRefused, Shown};
 use super::limits::Limited;
-use crate::authz::Denied;
+use crate::authz::{Denied, Scope};
 use crate::records::payload::TokenRecord;
 use crate::trail::{Event, Intent};
 
@@ -95,8 +95,17 @@ pub(super) fn promote(id: &SpiffeId, serial: &Serial) -> Intent {
     Intent::new("promote", AGENT).target(id.to_string()).detail("serial", serial.to_string())
 }
 
-pub(super) fn admin_issue(who: &str, id: &SpiffeId, roles: &[String]) -> Intent {
-    Intent::new("admin_issue", who).target(id.to_string()).detail("roles", roles.join(","))
+pub(super) fn admin_issue(who: &str, id: &SpiffeId, roles: &[String], scope: &Scope) -> Intent {
+    let intent = Intent::new("admin_issue", who).target(id.to_string());
+    intent.detail("roles", roles.join(",")).detail("scope", scope_text(scope))
+}
+
+/// A scope as the audit has it: `all`, or cluster ids.
+pub(super) fn scope_text(scope: &Scope) -> String {
+    match scope {
+        Scope::All => "all".to_owned(),
+        Scope::Clusters(ids) => ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    }
 }
 
 pub(super) fn admin_issue_again(who: &str, id: &SpiffeId) -> Intent {

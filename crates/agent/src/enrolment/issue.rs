@@ -26,16 +26,18 @@ use crate::records::payload::{ClusterRecord, IdentityRecord, IssuedCertificate, 
 use crate::records::{Record, rows};
 use crate::times::{from_ms, to_ms};
 
-mod ban;
+mod admins;
 mod direct;
 mod join;
+mod members;
 mod readopt;
 mod renew;
 
-pub use ban::NodeChangeError;
+pub use admins::{AdminChange, AdminChangeError, ChangesAdmin};
 pub use direct::{AgainError, Bundle, DirectError, agent_certificate_due, certificates_pem};
 pub(super) use join::Shown;
 pub use join::{EnrolError, Join};
+pub use members::{Bans, MemberChangeError, Removes, Unbans};
 pub use renew::{RenewError, RenewRefused};
 
 /// Issues certificates.

@@ -14,6 +14,8 @@ const MAX_PATTERN: usize = 63;
 pub enum NodeNames {
     /// This one, which may exist already.
     Exact(Name),
+    /// This one, a worker's, which may exist already.
+    Worker(Name),
     /// New ones that match.
     Matching(Pattern),
     /// Any new one.

@@ -107,7 +107,7 @@ impl Rig {
         let identities = Arc::new(LiveIdentities::default());
         let issuer =
             Issuer::new(Arc::clone(&changes), Arc::clone(&authorities), Arc::clone(&identities), generator);
-        let policy = Arc::new(Policy::new(Arc::clone(&identities)));
+        let policy = Arc::new(Policy::new(Arc::clone(&identities), Arc::default()));
         Self { directory, clock, store, changes, authorities, identities, issuer: Arc::new(issuer), policy }
     }
 
@@ -239,7 +239,7 @@ impl Rig {
             roles: Vec::new(),
             scope: Scope::All,
         });
-        let permit = Policy::new(Arc::new(stale)).permit(&self.caller(shown)).unwrap();
+        let permit = Policy::new(Arc::new(stale), Arc::default()).permit(&self.caller(shown)).unwrap();
         self.issuer.renew(&permit, shown, &csr).await.map(|certified| leaf(&certified))
     }
 }

@@ -8,7 +8,7 @@ use super::limits::Limited;
 use super::tokens::TokenRefused;
 use crate::authz::Denied;
 use crate::ca::SignError;
-use crate::grpc_code::status;
+use crate::grpc_code::{denied_code, status};
 
 /// Why a call on the enrolment port failed.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +49,7 @@ impl EnrolmentError {
             Self::Request { .. } => (Code::InvalidArgument, "bad_request"),
             Self::NoPeer => (Code::Internal, "no_peer"),
             Self::Denied(Denied::NoCertificate) => (Code::Unauthenticated, "no_certificate"),
-            Self::Denied(denied) => (Code::PermissionDenied, denied.label()),
+            Self::Denied(denied) => (denied_code(*denied), denied.label()),
             Self::Enrol(error) => (enrol_code(error), error.reason()),
             Self::Renew(error) => (renew_code(error), error.reason()),
             Self::Limited(_) => (Code::ResourceExhausted, "rate_limited"),

@@ -7,8 +7,9 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use fleet_kms_identity::{ClusterUuid, JoinToken, Name, NameError};
+use fleet_kms_identity::{ClusterUuid, JoinToken, Name, NameError, Subject};
 use fleet_kms_keyring::ClusterId;
+use fleet_kms_store::Revision;
 
 use super::audit_trail;
 use super::issue::IssueFailure;
@@ -23,7 +24,7 @@ use crate::times::{from_ms, to_ms};
 mod kept;
 
 pub(crate) use super::audit_trail::token_name as name_of;
-pub use kept::{KeptToken, TokenChangeError, find, revoke, usable};
+pub use kept::{KeptToken, RevokesTokens, TokenChangeError, find, revoke, revoke_all, usable};
 
 /// Long enough to paste it into a terminal.
 pub const MIN_LIFE: Duration = Duration::from_secs(60);
@@ -33,6 +34,9 @@ pub const DEFAULT_LIFE: Duration = Duration::from_secs(15 * 60);
 pub const MAX_LIFE: Duration = Duration::from_secs(366 * 86_400);
 /// The nodes of the largest cluster that one token should make.
 pub const MAX_USES: u32 = 10_000;
+/// Stands before the name in the record of a worker's token. No node name has a
+/// `/`, so a release that knows no workers refuses such a token.
+const WORKER: &str = "worker/";
 /// Uses listed in the token's record, the latest ones; the audit has all.
 const USES_KEPT: usize = 64;
 
@@ -55,6 +59,12 @@ pub enum TermsError {
     /// The pattern can match no name.
     #[error("the node-name pattern is not allowed")]
     Pattern(#[source] PatternError),
+    /// The worker's name has no allowed form.
+    #[error("the worker name is not allowed")]
+    Worker(#[source] NameError),
+    /// A worker and a node at once.
+    #[error("a token is for a worker or for nodes, not both")]
+    WorkerAndNode,
     /// A name and a pattern at once.
     #[error("a token has a node name or a pattern, not both")]
     NodeAndPattern,
@@ -99,9 +109,26 @@ impl TokenTerms {
         Ok(Self { cluster, names, network, uses, life })
     }
 
+    /// As [`Self::new`], for one worker.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn worker(
+        cluster: ClusterId,
+        worker: &str,
+        network: Option<&str>,
+        uses: u32,
+        life: Duration,
+    ) -> Result<Self, TermsError> {
+        let names = NodeNames::Worker(worker.parse().map_err(TermsError::Worker)?);
+        Ok(Self { names, ..Self::new(cluster, None, None, network, uses, life)? })
+    }
+
     fn record(&self, who: &str, now: SystemTime) -> TokenRecord {
         let (node, pattern) = match &self.names {
             NodeNames::Exact(name) => (name.to_string(), String::new()),
+            NodeNames::Worker(name) => (format!("{WORKER}{name}"), String::new()),
             NodeNames::Matching(pattern) => (String::new(), pattern.as_str().to_owned()),
             NodeNames::Any => (String::new(), String::new()),
         };
@@ -147,6 +174,13 @@ pub struct NewToken {
     pub token: JoinToken,
     /// What the store keeps of it.
     pub record: TokenRecord,
+    /// At which revision.
+    pub revision: Revision,
+}
+
+/// Says which worker a token's record is for, if it is for one.
+pub fn worker_of(record: &TokenRecord) -> Option<&str> {
+    record.node.strip_prefix(WORKER)
 }
 
 /// Makes a join token on behalf of `who`, who must hold a permit for the
@@ -175,8 +209,9 @@ pub async fn create(
         changeset.insert(row.clone(), &record);
         Ok::<_, TokenError>((changeset, ()))
     };
-    changes.run(intent, prepare).await.map_err(IssueFailure::flatten::<TokenError>)?;
-    Ok(NewToken { token, record })
+    let run = changes.run_with_revision(intent, prepare).await;
+    let ((), revision) = run.map_err(IssueFailure::flatten::<TokenError>)?;
+    Ok(NewToken { token, record, revision })
 }
 
 /// Reads a cluster that exists and is not retired.
@@ -238,14 +273,20 @@ impl TokenRefused {
 pub(super) struct Claim {
     pub(super) cluster: ClusterId,
     pub(super) name: Name,
-    /// The token is bound to this very node, so it may replace its identity.
+    /// It makes a worker, not a node.
+    pub(super) is_worker: bool,
+    /// The token is bound to this very name, so it may replace its identity.
     pub(super) may_replace: bool,
 }
 
 impl Claim {
-    /// Returns the cluster as it stands in a SPIFFE ID.
-    pub(super) fn cluster_uuid(&self) -> ClusterUuid {
-        ClusterUuid::from_bytes(*self.cluster.as_bytes())
+    /// Returns whom the token makes.
+    pub(super) fn subject(&self) -> Subject {
+        let (cluster, name) = (ClusterUuid::from_bytes(*self.cluster.as_bytes()), self.name.clone());
+        match self.is_worker {
+            true => Subject::Worker { cluster, name },
+            false => Subject::Node { cluster, name },
+        }
     }
 }
 
@@ -258,15 +299,19 @@ pub(super) fn claim(token: &TokenRecord, wanted: &str) -> Result<Claim, TokenRef
         "" => None,
         name => Some(name.parse::<Name>().map_err(|_| TokenRefused::NodeForm)?),
     };
-    let (name, may_replace) = match (names(token)?, wanted) {
-        (NodeNames::Exact(name), None) => (name, true),
-        (NodeNames::Exact(name), Some(wanted)) if name == wanted => (name, true),
+    let names = names(token)?;
+    let is_worker = matches!(names, NodeNames::Worker(_));
+    let (name, may_replace) = match (names, wanted) {
+        (NodeNames::Exact(name) | NodeNames::Worker(name), None) => (name, true),
+        (NodeNames::Exact(name) | NodeNames::Worker(name), Some(wanted)) if name == wanted => (name, true),
         (NodeNames::Matching(_) | NodeNames::Any, None) => return Err(TokenRefused::NodeMissing),
         (NodeNames::Matching(pattern), Some(wanted)) if pattern.matches(&wanted) => (wanted, false),
         (NodeNames::Any, Some(wanted)) => (wanted, false),
-        (NodeNames::Exact(_) | NodeNames::Matching(_), Some(_)) => return Err(TokenRefused::Node),
+        (NodeNames::Exact(_) | NodeNames::Worker(_) | NodeNames::Matching(_), Some(_)) => {
+            return Err(TokenRefused::Node);
+        }
     };
-    Ok(Claim { cluster, name, may_replace })
+    Ok(Claim { cluster, name, is_worker, may_replace })
 }
 
 /// Says whether `token` may be used once more, from `address`.
@@ -304,6 +349,10 @@ pub(super) fn consume(
 fn names(token: &TokenRecord) -> Result<NodeNames, TokenRefused> {
     match (token.node.as_str(), token.pattern.as_str()) {
         ("", "") => Ok(NodeNames::Any),
+        (node, "") if node.starts_with(WORKER) => {
+            let name = node.strip_prefix(WORKER).unwrap_or_default();
+            Ok(NodeNames::Worker(name.parse().map_err(|_| TokenRefused::Damaged)?))
+        }
         (node, "") => Ok(NodeNames::Exact(node.parse().map_err(|_| TokenRefused::Damaged)?)),
         ("", pattern) => {
             Ok(NodeNames::Matching(pattern.parse::<Pattern>().map_err(|_| TokenRefused::Damaged)?))

@@ -42,6 +42,7 @@ fn data_errors() -> Vec<(Code, &'static str)> {
         Denied::Banned,
         Denied::Superseded,
         Denied::WrongKind,
+        Denied::ClusterRetired,
     ];
     let versions = [
         WrapRefused::UnknownKeyId,

@@ -24,11 +24,12 @@ struct Write {
 pub struct Changeset {
     codec: Arc<Codec>,
     writes: Vec<Write>,
+    kept: Vec<(RowName, Revision)>,
 }
 
 impl Changeset {
     pub(super) fn new(codec: Arc<Codec>) -> Self {
-        Self { codec, writes: Vec::new() }
+        Self { codec, writes: Vec::new(), kept: Vec::new() }
     }
 
     /// Adds a record that must not exist yet.
@@ -46,6 +47,12 @@ impl Changeset {
             old: Some(record.stored.clone()),
             new: Some(new),
         });
+    }
+
+    /// Leaves a record as it is; refused if the row changed since, because the
+    /// decision rests on it.
+    pub fn keep<P: Payload>(&mut self, record: &Record<P>) {
+        self.kept.push((record.row.clone(), record.revision));
     }
 
     /// Removes a record; refused if the row changed since.
@@ -90,7 +97,9 @@ impl Changeset {
 
     /// Returns the store transaction, without the head.
     pub(super) fn txn(&self) -> Txn {
-        self.writes.iter().fold(Txn::new(), |txn, write| {
+        let kept = self.kept.iter().cloned();
+        let txn = kept.fold(Txn::new(), |txn, (row, revision)| txn.expect(row, revision));
+        self.writes.iter().fold(txn, |txn, write| {
             let txn = txn.expect(write.row.clone(), write.expected);
             match &write.new {
                 Some(bytes) => txn.put(write.row.clone(), bytes.clone()),

@@ -98,6 +98,16 @@ pub fn identity(id: &SpiffeId) -> RowName {
     })
 }
 
+/// Prefix of the identities of all admins.
+pub fn admins() -> String {
+    format!("{IDENTITIES}admin/")
+}
+
+/// Prefixes of the identities of one cluster: nodes, then workers.
+pub fn members(cluster: &ClusterId) -> [String; 2] {
+    ["node", "worker"].map(|kind| format!("{IDENTITIES}{kind}/{cluster}/"))
+}
+
 /// One join token, by the SHA-256 of its secret.
 pub fn token(hash: &[u8; 32]) -> RowName {
     row(format!("{TOKENS}{}", HEXLOWER.encode(hash)))

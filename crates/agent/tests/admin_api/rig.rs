@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
@@ -19,11 +20,12 @@ use fleet_kms_admin_api::Operation;
 use fleet_kms_agent::admin;
 use fleet_kms_agent::agent::Agent;
 use fleet_kms_agent::authz::{Role, Scope};
+use fleet_kms_agent::caller::Caller;
 use fleet_kms_agent::config::{Config, RawConfig};
 use fleet_kms_agent::enrolment::issue::Join;
 use fleet_kms_agent::init::{self, Options};
 use fleet_kms_identity::{Certificate, JoinToken, KeyPair, Standing};
-use fleet_kms_transport::{Connections, PeerInfo};
+use fleet_kms_transport::{Clock, Connections, PeerInfo};
 
 /// The agent's time: 2027-01-15T08:00:00Z.
 pub(crate) fn now() -> SystemTime {
@@ -31,7 +33,6 @@ pub(crate) fn now() -> SystemTime {
 }
 
 fn generator() -> Box<dyn rand_core::CryptoRng + Send> {
-    use std::sync::atomic::{AtomicU64, Ordering};
     static SEED: AtomicU64 = AtomicU64::new(0);
     Box::new(ChaCha20Rng::seed_from_u64(SEED.fetch_add(1, Ordering::Relaxed)))
 }
@@ -41,6 +42,7 @@ pub(crate) struct Rig {
     pub(crate) agent: Arc<Agent>,
     router: Router,
     folder: TempDir,
+    passed: Arc<AtomicU64>,
 }
 
 /// An answer.
@@ -63,6 +65,7 @@ pub(crate) struct Ask {
     target: String,
     headers: Vec<(&'static str, String)>,
     body: Option<String>,
+    endless: bool,
 }
 
 impl Ask {
@@ -71,7 +74,13 @@ impl Ask {
     }
 
     pub(crate) fn target(method: &str, target: &str) -> Self {
-        Self { method: method.parse().unwrap(), target: target.to_owned(), headers: Vec::new(), body: None }
+        Self {
+            method: method.parse().unwrap(),
+            target: target.to_owned(),
+            headers: Vec::new(),
+            body: None,
+            endless: false,
+        }
     }
 
     pub(crate) fn query(mut self, query: &str) -> Self {
@@ -86,6 +95,11 @@ impl Ask {
 
     pub(crate) fn json(self, body: &Value) -> Self {
         self.header("content-type", "application/json").raw(&body.to_string())
+    }
+
+    /// Lets the body come to no end.
+    pub(crate) fn endless(self) -> Self {
+        Self { endless: true, ..self }
     }
 
     pub(crate) fn raw(mut self, body: &str) -> Self {
@@ -103,12 +117,20 @@ impl Rig {
             admin_directory: folder.path().join("admin"),
             single_slot: true,
         };
-        init::run(&config, &options, Arc::new(now), generator).await.unwrap();
+        let passed = Arc::new(AtomicU64::new(0));
+        let of_rig = Arc::clone(&passed);
+        let clock: Clock = Arc::new(move || now() + Duration::from_secs(of_rig.load(Ordering::SeqCst)));
+        init::run(&config, &options, Arc::clone(&clock), generator).await.unwrap();
         let mut registry = Registry::default();
-        let agent = Agent::open(&config, &mut registry, Arc::new(now), monotonic, generator).await.unwrap();
+        let agent = Agent::open(&config, &mut registry, clock, monotonic, generator).await.unwrap();
         let agent = Arc::new(agent);
         let router = admin::router(Arc::clone(&agent), Connections::new());
-        Self { agent, router, folder }
+        Self { agent, router, folder, passed }
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&self, time: Duration) {
+        self.passed.fetch_add(time.as_secs(), Ordering::SeqCst);
     }
 
     /// The certificate that `init` made.
@@ -131,16 +153,16 @@ impl Rig {
 
     /// Asks with a certificate.
     pub(crate) async fn ask_as(&self, certificate: &Certificate, ask: Ask) -> Answer {
-        let peer = PeerInfo {
-            certificate: Some(certificate.clone()),
-            standing: Standing::Valid,
-            address: "192.0.2.1:40000".parse().unwrap(),
-        };
-        let mut request = Request::builder().method(ask.method).uri(&ask.target).extension(Arc::new(peer));
+        let peer = peer(certificate, Standing::Valid);
+        let mut request = Request::builder().method(ask.method).uri(&ask.target).extension(peer);
         for (name, value) in &ask.headers {
             request = request.header(*name, value);
         }
-        let request = request.body(ask.body.map_or_else(Body::empty, Body::from)).unwrap();
+        let body = match ask.endless {
+            true => Body::new(Never),
+            false => ask.body.map_or_else(Body::empty, Body::from),
+        };
+        let request = request.body(body).unwrap();
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (status, headers) = (response.status(), response.headers().clone());
         let bytes = to_bytes(response.into_body(), 16 << 20).await.unwrap();
@@ -197,4 +219,30 @@ fn config(folder: &TempDir) -> Config {
     );
     let raw: RawConfig = toml::from_str(&text).unwrap();
     Config::try_from(raw).unwrap()
+}
+
+/// What TLS tells of a connection that shows this certificate.
+pub(crate) fn peer(certificate: &Certificate, standing: Standing) -> Arc<PeerInfo> {
+    let address = "192.0.2.1:40000".parse().unwrap();
+    Arc::new(PeerInfo { certificate: Some(certificate.clone()), standing, address })
+}
+
+/// Who calls over that connection.
+pub(crate) fn caller(certificate: &Certificate, standing: Standing) -> Caller {
+    Caller::from_peer(&peer(certificate, standing)).unwrap()
+}
+
+/// A body of which nothing ever comes.
+struct Never;
+
+impl hyper::body::Body for Never {
+    type Data = axum::body::Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+        std::task::Poll::Pending
+    }
 }

@@ -8,7 +8,7 @@ use rand_core::{Rng as _, UnwrapErr};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use fleet_kms_admin_api::{Change, Operation};
+use fleet_kms_admin_api::{AgentReach, Change, Operation};
 
 use crate::cli::{ChangeArgs, DangerArgs};
 use crate::client::ChangeOptions;
@@ -97,6 +97,7 @@ pub(super) fn show<T: Serialize>(
         for warning in &change.warnings {
             session.console.warn(warning);
         }
+        tell_reach(session, &change.agents);
     }
     session.show(change, |wide, now| match (&change.result, change.effects.as_slice()) {
         (Some(result), []) if change.applied => table(result, wide, now),
@@ -109,6 +110,22 @@ pub(super) fn show<T: Serialize>(
             text
         }
     })
+}
+
+/// Says which agents act on a change by now, and until when the others may not.
+fn tell_reach(session: &mut Session<'_>, agents: &[AgentReach]) {
+    let (have, lack): (Vec<_>, Vec<_>) = agents.iter().partition(|agent| agent.has_it);
+    if !have.is_empty() {
+        let names: Vec<_> = have.iter().map(|agent| clean(&agent.agent)).collect();
+        let all = if lack.is_empty() { "every live agent: " } else { "" };
+        session.console.tell(&format!("in effect on {all}{}", names.join(", ")));
+    }
+    for agent in lack {
+        let until =
+            agent.may_serve_until.map_or_else(|| "it hears of it".to_owned(), |time| time.to_string());
+        let text = format!("agent {} has not heard of it and may go on serving until {until}", agent.agent);
+        session.console.warn(&text);
+    }
 }
 
 fn options(args: &ChangeArgs) -> ChangeOptions {

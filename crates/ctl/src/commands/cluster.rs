@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use fleet_kms_admin_api::{Cluster, CreateCluster, Operation, SetMaxOffline};
+use fleet_kms_admin_api::{Cluster, CreateCluster, Operation, RenameCluster, RestoreCluster, SetMaxOffline};
 
 use crate::cli::ClusterVerb;
 use crate::commands::Session;
-use crate::commands::changes::{self, Request};
+use crate::commands::changes::{self, Danger, Request};
 use crate::failure::Failure;
 use crate::output::Table;
 use crate::output::table::{column, or_dash, pairs, wide};
@@ -27,9 +27,32 @@ pub(super) async fn run(session: &mut Session<'_>, verb: ClusterVerb) -> Result<
             let set = changes::apply(session, &request, &change).await?;
             changes::show(session, &set, |cluster, _, now| details(cluster, now))
         }
-        ClusterVerb::List => {
-            let clusters: Vec<Cluster> = session.client().await?.list(Operation::ListClusters, &[]).await?;
-            session.show(&clusters, |all, now| list(&clusters, all, now))
+        ClusterVerb::List { retired } => {
+            let filters = [("retired", retired.then_some("true"))];
+            let client = session.client().await?;
+            let clusters: Vec<Cluster> = client.list_where(Operation::ListClusters, &[], &filters).await?;
+            session.show(&clusters, |all, now| list(&clusters, all || retired, now))
+        }
+        ClusterVerb::Retire { cluster, change } => {
+            let path = [cluster.as_str()];
+            let request = Request::bare(Operation::RetireCluster, &path);
+            let danger = Danger { what: format!("retiring cluster {cluster}"), name: &cluster };
+            let retired = changes::apply_dangerous(session, &request, &change, &danger).await?;
+            changes::show(session, &retired, |cluster, _, now| details(cluster, now))
+        }
+        ClusterVerb::Restore { cluster, name, change } => {
+            let body = RestoreCluster { name };
+            let path = [cluster.as_str()];
+            let request = Request { operation: Operation::RestoreCluster, path: &path, body: Some(&body) };
+            let restored = changes::apply(session, &request, &change).await?;
+            changes::show(session, &restored, |cluster, _, now| details(cluster, now))
+        }
+        ClusterVerb::Rename { cluster, name, change } => {
+            let body = RenameCluster { name };
+            let path = [cluster.as_str()];
+            let request = Request { operation: Operation::RenameCluster, path: &path, body: Some(&body) };
+            let renamed = changes::apply(session, &request, &change).await?;
+            changes::show(session, &renamed, |cluster, _, now| details(cluster, now))
         }
         ClusterVerb::Show { cluster } => {
             let cluster: Cluster = session.client().await?.read(Operation::ShowCluster, &[&cluster]).await?;
@@ -42,6 +65,7 @@ fn list(clusters: &[Cluster], all: bool, now: SystemTime) -> String {
     let columns = [
         column("NAME"),
         wide("ID"),
+        wide("STATE"),
         column("NODES"),
         column("KEY"),
         column("KEY AGE"),
@@ -55,6 +79,7 @@ fn list(clusters: &[Cluster], all: bool, now: SystemTime) -> String {
         table.row([
             cluster.name.clone(),
             cluster.id.clone(),
+            state(cluster, now),
             cluster.nodes.to_string(),
             format!("v{}", cluster.active_version),
             age(cluster),
@@ -72,6 +97,7 @@ pub(super) fn details(cluster: &Cluster, now: SystemTime) -> String {
     pairs(&[
         ("name", cluster.name.clone()),
         ("id", cluster.id.clone()),
+        ("state", state(cluster, now)),
         ("created", both(cluster.created, now)),
         ("nodes", cluster.nodes.to_string()),
         ("active version", cluster.active_version.to_string()),
@@ -86,6 +112,16 @@ pub(super) fn details(cluster: &Cluster, now: SystemTime) -> String {
     ])
 }
 
+/// Live, or since when retired and until when nothing may destroy the keys.
+fn state(cluster: &Cluster, now: SystemTime) -> String {
+    match (cluster.retired, cluster.keys_kept_until) {
+        (Some(retired), Some(kept)) => {
+            format!("{} {} (keys kept until {kept} at least)", cluster.state, relative(retired, now))
+        }
+        _ => cluster.state.to_string(),
+    }
+}
+
 /// Age of the active version, by the agent's clock.
 pub(super) fn age(cluster: &Cluster) -> String {
     short(std::time::Duration::from_secs(cluster.age_seconds))
@@ -93,6 +129,9 @@ pub(super) fn age(cluster: &Cluster) -> String {
 
 /// When the next rotation is due, or how long it is late.
 pub(super) fn next_rotation(cluster: &Cluster, now: SystemTime) -> String {
+    if cluster.retired.is_some() {
+        return "-".to_owned();
+    }
     if cluster.overdue {
         return format!("OVERDUE {}", short(cluster.next_rotation.age(now)));
     }

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use fleet_kms_admin_api::{Change, CreateToken, IssuedToken, Node, Operation, Token};
 
-use crate::cli::{NodeArgs, NodeVerb, TokenArgs};
+use crate::cli::{ChangeArgs, NodeArgs, NodeVerb, TokenArgs};
 use crate::commands::Session;
 use crate::commands::changes::{self, Danger, Request};
 use crate::failure::Failure;
@@ -25,11 +25,15 @@ pub(super) async fn run(session: &mut Session<'_>, verb: NodeVerb) -> Result<(),
             let revoked = changes::apply(session, &request, &change).await?;
             changes::show(session, &revoked, |token: &Token, _, _| format!("token {} is revoked", token.id))
         }
-        NodeVerb::List { cluster } => {
+        NodeVerb::List { cluster, unseen } => {
+            let unseen = unseen.map(|unseen| unseen.to_string());
+            let filters = [("unseen", unseen.as_deref())];
             let client = session.client().await?;
             let nodes: Vec<Node> = match cluster {
-                Some(cluster) => client.list(Operation::ListClusterNodes, &[&cluster]).await?,
-                None => client.list(Operation::ListNodes, &[]).await?,
+                Some(cluster) => {
+                    client.list_where(Operation::ListClusterNodes, &[&cluster], &filters).await?
+                }
+                None => client.list_where(Operation::ListNodes, &[], &filters).await?,
             };
             session.show(&nodes, |all, now| node_table(&nodes, all, now))
         }
@@ -44,32 +48,53 @@ async fn token(session: &mut Session<'_>, args: TokenArgs) -> Result<(), Failure
     let body = CreateToken {
         node: args.node,
         pattern: args.pattern,
+        worker: None,
         cidr: args.cidr,
         uses: args.uses,
         ttl: args.ttl,
     };
-    let path = [args.cluster.as_str()];
-    let request = Request { operation: Operation::CreateToken, path: &path, body: Some(&body) };
-    let issued: Change<IssuedToken> = changes::apply(session, &request, &args.change).await?;
+    let hint = "on the node: kms-sidecar enrol, with the token on standard input or in the file `token` of its \
+                identity directory";
+    issue(session, &args.cluster, &body, &args.change, hint).await
+}
+
+/// Asks for a token and prints it; `hint` says what to do with it.
+pub(super) async fn issue(
+    session: &mut Session<'_>,
+    cluster: &str,
+    body: &CreateToken,
+    change: &ChangeArgs,
+    hint: &str,
+) -> Result<(), Failure> {
+    let path = [cluster];
+    let request = Request { operation: Operation::CreateToken, path: &path, body: Some(body) };
+    let issued: Change<IssuedToken> = changes::apply(session, &request, change).await?;
     changes::show(session, &Change { effects: Vec::new(), ..issued.clone() }, |issued, _, _| {
         crate::console::clean(&issued.token)
     })?;
     if let (true, Some(IssuedToken { details, .. })) = (session.for_people(), &issued.result) {
-        let whom = details.node.as_ref().or(details.pattern.as_ref()).map_or("a new node", |name| name);
         let hint = format!(
-            "for {whom} of cluster {}, {} use(s), until {}\non the node: kms-sidecar enrol, with the token on \
-             standard input or in the file `token` of its identity directory",
-            details.cluster, details.uses, details.expires
+            "for {} of cluster {}, {} use(s), until {}\n{hint}",
+            whom(details, "a new node"),
+            details.cluster,
+            details.uses,
+            details.expires
         );
         session.console.tell(&crate::console::clean(&hint));
     }
     Ok(())
 }
 
+/// Whom a token is for.
+fn whom(token: &Token, any: &str) -> String {
+    let worker = token.worker.as_ref().map(|worker| format!("worker {worker}"));
+    worker.or(token.node.clone()).or(token.pattern.clone()).unwrap_or_else(|| any.to_owned())
+}
+
 fn token_table(tokens: &[Token], all: bool, now: SystemTime) -> String {
     let columns = [
         column("ID"),
-        column("NODE"),
+        column("FOR"),
         column("CIDR"),
         column("USED"),
         column("EXPIRES"),
@@ -80,7 +105,7 @@ fn token_table(tokens: &[Token], all: bool, now: SystemTime) -> String {
     for token in tokens {
         table.row([
             token.id.clone(),
-            token.node.clone().or(token.pattern.clone()).unwrap_or_else(|| "any new".into()),
+            whom(token, "any new"),
             or_dash(token.cidr.as_ref()),
             format!("{} of {}", token.used, token.uses),
             relative(token.expires, now),

@@ -60,7 +60,14 @@ fn screen(console: &Console, status: &Status, now: SystemTime) -> String {
     let counts = pairs(&[
         (
             "clusters",
-            counts(clusters.total, &[(clusters.overdue, "overdue"), (clusters.unbacked, "unbacked")]),
+            counts(
+                clusters.total,
+                &[
+                    (clusters.overdue, "overdue"),
+                    (clusters.unbacked, "unbacked"),
+                    (clusters.retired, "more retired"),
+                ],
+            ),
         ),
         ("nodes", counts(nodes.total, &[(nodes.banned, "banned")])),
         ("verified backup", backup),
@@ -139,7 +146,7 @@ mod tests {
             version: "0.1.0".into(),
             time: Timestamp::from(now),
             store: StoreStatus { ok: false, detail: Some("disk full".into()) },
-            clusters: ClusterCounts { total: 900, overdue: 2, unbacked: 1 },
+            clusters: ClusterCounts { total: 900, overdue: 2, unbacked: 1, retired: 0 },
             nodes: NodeCounts { total: 2_700, banned: 0 },
             next_rotations: (0..20)
                 .map(|i| DueRotation { cluster: format!("c{i}"), due: Timestamp::from(now) })

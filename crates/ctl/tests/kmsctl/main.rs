@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use fake::{Fake, run};
 use fleet_kms_admin_api::status::{ClusterCounts, NodeCounts, StoreStatus, Warning};
 use fleet_kms_admin_api::{
-    Change, Cluster, Code, HumanDuration, IssuedToken, Operation, Page, Status, Timestamp, Token, Version,
-    VersionState,
+    Change, Cluster, ClusterState, Code, HumanDuration, IssuedToken, Operation, Page, Status, Timestamp,
+    Token, Version, VersionState,
 };
 use fleet_kms_ctl::cli::Cli;
 use fleet_kms_ctl::commands;
@@ -34,6 +34,9 @@ fn cluster(name: &str) -> Cluster {
     Cluster {
         id: "0b5e1a52-7c1f-4f0e-9a36-5d0c3a1f2e44".into(),
         name: name.into(),
+        state: ClusterState::Live,
+        retired: None,
+        keys_kept_until: None,
         revision: 12,
         created: time(),
         active_version: 2,
@@ -51,7 +54,7 @@ fn cluster(name: &str) -> Cluster {
 }
 
 fn done<T>(result: T) -> Change<T> {
-    Change { applied: true, effects: Vec::new(), warnings: Vec::new(), result: Some(result) }
+    Change::done(Vec::new(), Vec::new(), Some(result))
 }
 
 fn token() -> IssuedToken {
@@ -61,6 +64,8 @@ fn token() -> IssuedToken {
         cluster: "north".into(),
         node: Some("cp-1".into()),
         pattern: None,
+        worker: None,
+        revision: 7,
         cidr: None,
         uses: 1,
         used: 0,
@@ -134,12 +139,10 @@ fn a_change_carries_its_reason_revision_and_an_idempotency_key() {
 #[test]
 fn a_dry_run_says_what_would_happen() {
     let fake = Fake::start();
-    let plan: Change<Cluster> = Change {
-        applied: false,
-        effects: vec!["version 3 becomes active".into()],
-        warnings: vec!["version 4 is in no verified backup".into()],
-        result: None,
-    };
+    let plan: Change<Cluster> = Change::plan(
+        vec!["version 3 becomes active".into()],
+        vec!["version 4 is in no verified backup".into()],
+    );
     let target = "/v1/clusters/north/rotate?dry_run=true".to_owned();
     fake.answer_target(Method::POST, target, 200, serde_json::to_string(&plan).unwrap(), Duration::ZERO);
 
@@ -279,7 +282,7 @@ fn the_status_is_shown_with_its_warnings() {
         version: "0.1.0".into(),
         time: time(),
         store: StoreStatus { ok: true, detail: None },
-        clusters: ClusterCounts { total: 2, overdue: 1, unbacked: 0 },
+        clusters: ClusterCounts { total: 2, overdue: 1, unbacked: 0, retired: 1 },
         nodes: NodeCounts { total: 3, banned: 0 },
         next_rotations: Vec::new(),
         expiring_certificates: Vec::new(),
@@ -293,7 +296,12 @@ fn the_status_is_shown_with_its_warnings() {
     fake.answer(Operation::ShowStatus, &[], 200, &status);
     let ran = fake.kmsctl(&["status"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
-    for piece in ["agent one", "store: ok", "2 (1 overdue)", "! no backup (no_backup)\n  remedy: make one"] {
+    for piece in [
+        "agent one",
+        "store: ok",
+        "2 (1 overdue, 1 more retired)",
+        "! no backup (no_backup)\n  remedy: make one",
+    ] {
         assert!(ran.out.contains(piece), "{}", ran.out);
     }
 }

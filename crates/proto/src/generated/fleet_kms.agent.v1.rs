@@ -43,6 +43,36 @@ pub mod unwrap_item {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RewrapRequest {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub wrapped: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RewrapResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub items: ::prost::alloc::vec::Vec<RewrapItem>,
+    /// The version that all of them are wrapped under now, and its key id.
+    #[prost(uint32, tag = "2")]
+    pub version: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    pub key_id: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RewrapItem {
+    #[prost(oneof = "rewrap_item::Outcome", tags = "1, 2")]
+    pub outcome: ::core::option::Option<rewrap_item::Outcome>,
+}
+/// Nested message and enum types in `RewrapItem`.
+pub mod rewrap_item {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Outcome {
+        #[prost(bytes, tag = "1")]
+        Wrapped(::prost::alloc::vec::Vec<u8>),
+        #[prost(enumeration = "super::Refusal", tag = "2")]
+        Refused(i32),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {
     /// The sidecar's version, e.g. "0.1.0".
     #[prost(string, tag = "1")]
@@ -322,6 +352,29 @@ pub mod data_plane_client {
                 .insert(GrpcMethod::new("fleet_kms.agent.v1.DataPlane", "Status"));
             self.inner.unary(req, path, codec).await
         }
+        /// For workers: wraps 1 to 512 wrapped DEKs anew, under their cluster's active
+        /// version; answers each one, in order. Never answers a DEK.
+        pub async fn rewrap(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RewrapRequest>,
+        ) -> std::result::Result<tonic::Response<super::RewrapResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/fleet_kms.agent.v1.DataPlane/Rewrap",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("fleet_kms.agent.v1.DataPlane", "Rewrap"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -354,6 +407,12 @@ pub mod data_plane_server {
             &self,
             request: tonic::Request<super::StatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// For workers: wraps 1 to 512 wrapped DEKs anew, under their cluster's active
+        /// version; answers each one, in order. Never answers a DEK.
+        async fn rewrap(
+            &self,
+            request: tonic::Request<super::RewrapRequest>,
+        ) -> std::result::Result<tonic::Response<super::RewrapResponse>, tonic::Status>;
     }
     /// Data port, for callers with a valid certificate.
     #[derive(Debug)]
@@ -546,6 +605,49 @@ pub mod data_plane_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/fleet_kms.agent.v1.DataPlane/Rewrap" => {
+                    #[allow(non_camel_case_types)]
+                    struct RewrapSvc<T: DataPlane>(pub Arc<T>);
+                    impl<T: DataPlane> tonic::server::UnaryService<super::RewrapRequest>
+                    for RewrapSvc<T> {
+                        type Response = super::RewrapResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RewrapRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as DataPlane>::rewrap(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RewrapSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -220,6 +220,7 @@ fn refusal_remedy(reason: &str) -> String {
         "superseded" => format!(
             "another copy of this identity has renewed since: was this disk cloned or restored? Find that copy, then {ENROL}"
         ),
+        "cluster_retired" => "an operator has retired this cluster; if that was a mistake: `kmsctl cluster restore CLUSTER`, then a join token for each node".to_owned(),
         "unknown_identity" => format!("the fleet does not know this node (removed?): {ENROL}"),
         "expired" => "see certificate_dates and clock".to_owned(),
         "wrong_kind" => format!("this certificate is no node's: {ENROL}"),

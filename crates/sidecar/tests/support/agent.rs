@@ -8,8 +8,8 @@ use std::time::Duration;
 use fleet_kms_proto::agent::data_plane_server::{DataPlane, DataPlaneServer};
 use fleet_kms_proto::agent::unwrap_item::Outcome;
 use fleet_kms_proto::agent::{
-    AgentAddress, Refusal, StatusRequest, StatusResponse, UnwrapItem, UnwrapRequest, UnwrapResponse,
-    WrapRequest, WrapResponse,
+    AgentAddress, Refusal, RewrapRequest, RewrapResponse, StatusRequest, StatusResponse, UnwrapItem,
+    UnwrapRequest, UnwrapResponse, WrapRequest, WrapResponse,
 };
 use fleet_kms_transport::{ClientAuth, Connections, Drain, PeerInfo, ServeLimits, TlsPort, agent_tls, serve};
 use futures_util::future::FutureExt;
@@ -115,6 +115,10 @@ impl DataPlane for Plane {
         };
         let items = request.into_inner().wrapped.iter().map(|wrapped| item(wrapped)).collect();
         Ok(Response::new(UnwrapResponse { items }))
+    }
+
+    async fn rewrap(&self, _: Request<RewrapRequest>) -> Result<Response<RewrapResponse>, Status> {
+        Err(Status::unimplemented("no sidecar asks for this"))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {

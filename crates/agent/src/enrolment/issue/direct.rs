@@ -15,6 +15,7 @@ use crate::ledger::Changeset;
 use crate::records::Record;
 use crate::records::payload::{IdentityRecord, IssuedCertificate};
 use crate::times::to_ms;
+use crate::trail::Intent;
 
 /// A certificate with its key, and the roots to trust.
 pub struct Bundle {
@@ -117,14 +118,19 @@ impl Issuer {
                 Scope::Clusters(clusters) => clusters.iter().map(|id| id.as_bytes().to_vec()).collect(),
             },
         };
-        self.issue_direct(who, &id, &grant).await
+        let intent = audit_trail::admin_issue(who, &id, &grant.roles, scope);
+        self.issue_direct(intent, &id, &grant).await
     }
 
-    async fn issue_direct(&self, who: &str, id: &SpiffeId, grant: &Grant) -> Result<Bundle, DirectError> {
+    async fn issue_direct(
+        &self,
+        intent: Intent,
+        id: &SpiffeId,
+        grant: &Grant,
+    ) -> Result<Bundle, DirectError> {
         let key = KeyPair::generate()?;
         let now = self.now();
         let _turn = self.turn.lock().await;
-        let intent = audit_trail::admin_issue(who, id, &grant.roles);
         let prepare = || self.prepare_direct(id, grant, &key, now);
         let run = self.changes.run_with_revision(intent, prepare).await;
         let ((issued, record), revision) = run.map_err(IssueFailure::flatten)?;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use fleet_kms_identity::{Csr, CsrError, SpiffeId, Subject};
+use fleet_kms_identity::{Csr, CsrError, SpiffeId};
 use sha2::{Digest, Sha256};
 
 use super::{Certified, IssueFailure, Issuer, Prepared, certified, has_key, write_identity};
@@ -196,8 +196,7 @@ impl Issuer {
         let token = token.ok_or(TokenRefused::Unknown)?;
         let claim = tokens::claim(&token.payload, &join.shown.node)?;
         tokens::live_cluster(&self.changes, &claim.cluster).await?.ok_or(EnrolError::Retired)?;
-        let subject = Subject::Node { cluster: claim.cluster_uuid(), name: claim.name.clone() };
-        let id = SpiffeId::new(self.trust_domain(), subject);
+        let id = SpiffeId::new(self.trust_domain(), claim.subject());
         let identity = self.identity(&id).await?;
         if let Some(identity) = &identity {
             if identity.payload.banned_ms != 0 {

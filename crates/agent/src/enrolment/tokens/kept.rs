@@ -5,6 +5,7 @@ use data_encoding::HEXLOWER;
 
 use crate::authz::{Action, Permit, actions};
 use crate::changes::{ChangeError, Changes};
+use crate::control_plane::{Stale, Wish};
 use crate::enrolment::audit_trail::token_name;
 use crate::ledger::LedgerError;
 use crate::records::Record;
@@ -28,10 +29,19 @@ pub enum TokenChangeError {
     /// There is none of that name in the cluster.
     #[error("the cluster has no such join token")]
     Unknown,
+    /// The caller decided on an older state.
+    #[error(transparent)]
+    Stale(#[from] Stale),
     /// The store cannot be read.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
+
+/// Actions whose permit allows to revoke a token: a retired cluster keeps none.
+pub trait RevokesTokens: Action {}
+impl RevokesTokens for actions::TokenRevoke {}
+impl RevokesTokens for actions::ClusterRetire {}
+impl RevokesTokens for actions::ClusterRestore {}
 
 impl KeptToken {
     /// Its public name, as the audit has it: finds its row, opens nothing.
@@ -72,24 +82,46 @@ pub async fn find<A: Action>(
 /// # Errors
 ///
 /// When there is none of that name, or the store refuses.
-pub async fn revoke(
+pub async fn revoke<A: RevokesTokens>(
     changes: &Changes,
-    permit: &Permit<actions::TokenRevoke>,
+    permit: &Permit<A>,
     name: &str,
     cluster_name: &str,
-    reason: Option<&str>,
+    wish: Wish<'_>,
 ) -> Result<KeptToken, ChangeError<TokenChangeError>> {
     let intent = Intent::new("token_revoke", permit.who())
         .cluster(permit.cluster(), cluster_name)
         .target(name)
-        .reason(reason);
+        .reason(wish.reason);
     let prepare = || async {
         let token = find(changes, permit, name).await?;
+        wish.check_row(token.record.revision)?;
         let mut changeset = changes.ledger().changeset();
         changeset.delete(&token.record);
         Ok((changeset, token))
     };
     changes.run(intent, prepare).await
+}
+
+/// Takes all tokens of the permit's cluster back, one change each.
+///
+/// # Errors
+///
+/// At the first that cannot be revoked; running it again goes on.
+pub async fn revoke_all<A: RevokesTokens>(
+    changes: &Changes,
+    permit: &Permit<A>,
+    cluster_name: &str,
+    reason: Option<&str>,
+) -> Result<(), ChangeError<TokenChangeError>> {
+    let kept = of_cluster(changes, permit).await;
+    for token in kept.map_err(|error| ChangeError::Refused(error.into()))? {
+        match revoke(changes, permit, &token.name(), cluster_name, Wish { reason, at: None }).await {
+            Ok(_) | Err(ChangeError::Refused(TokenChangeError::Unknown)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn of_cluster<A: Action>(changes: &Changes, permit: &Permit<A>) -> Result<Vec<KeptToken>, LedgerError> {
