@@ -23,13 +23,13 @@ use crate::records::rows;
 use crate::times::to_ms;
 use crate::trail::Intent;
 
-mod cluster_changes;
+mod labels;
 mod key_changes;
 
-pub use cluster_changes::{ClusterChange, ClusterChangeError};
 pub use key_changes::{
     ChangesVersion, DESTRUCTION_WAIT, DestructionGuard, Stale, VersionChange, Wish, guards,
 };
+pub use labels::{LabelChange, LabelError};
 
 /// Why a cluster was not made.
 #[derive(Debug, thiserror::Error)]

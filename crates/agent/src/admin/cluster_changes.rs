@@ -12,7 +12,7 @@ use crate::admin::request::{Body, Call, Names, OptionalBody, Options};
 use crate::authz::{Permit, actions};
 use crate::changes::ChangeError;
 use crate::clusters::{ClusterName, LiveClusterName};
-use crate::control_plane::{ClusterChange, ClusterChangeError};
+use crate::control_plane::{LabelChange, LabelError};
 use crate::enrolment::issue::{MemberChangeError, Removes};
 use crate::enrolment::tokens::{self, RevokesTokens};
 
@@ -31,13 +31,13 @@ pub(super) async fn retire(call: Call, Names(cluster): Names<String>, options: O
     ];
     let control = &call.agent().control_plane;
     if options.dry_run {
-        control.check_cluster_change(cluster.id, &ClusterChange::Retire, options.wish()).await?;
+        control.check_label(cluster.id, &LabelChange::Retire, options.wish()).await?;
         return Ok(Json(Change::plan(effects, Vec::new())));
     }
-    match control.change_cluster(&permit, &ClusterChange::Retire, options.wish()).await {
+    match control.change_label(&permit, &LabelChange::Retire, options.wish()).await {
         Ok(_) => {}
         // Retired, but a failure kept its nodes in the list: go on from there.
-        Err(ChangeError::Refused(ClusterChangeError::Retired)) if members > 0 => {}
+        Err(ChangeError::Refused(LabelError::Retired)) if members > 0 => {}
         Err(error) => return Err(error.into()),
     }
     close_connections_of(&call, cluster.id);
@@ -58,9 +58,9 @@ pub(super) async fn restore(
     OptionalBody(RestoreCluster { name }): OptionalBody<RestoreCluster>,
 ) -> Answer {
     let (cluster, permit) = call.on_retired::<actions::ClusterRestore>(&cluster)?;
-    let change = ClusterChange::Restore(name.as_deref().map(parse).transpose()?);
+    let change = LabelChange::Restore(name.as_deref().map(parse).transpose()?);
     let control = &call.agent().control_plane;
-    let planned = control.check_cluster_change(cluster.id, &change, options.wish()).await?;
+    let planned = control.check_label(cluster.id, &change, options.wish()).await?;
     let effects = vec![
         format!(
             "{} is live again as {}, with all its keys, and is rotated when it is due",
@@ -73,7 +73,7 @@ pub(super) async fn restore(
     }
     // No identity or token of before may come back with it.
     clear(&call, &permit, &cluster, options.wish().reason).await?;
-    control.change_cluster(&permit, &change, options.wish()).await?;
+    control.change_label(&permit, &change, options.wish()).await?;
     done(&call, cluster.id, effects, Vec::new())
 }
 
@@ -84,14 +84,14 @@ pub(super) async fn rename(
     Body(RenameCluster { name }): Body<RenameCluster>,
 ) -> Answer {
     let (cluster, permit) = call.on_live::<actions::ClusterRename>(&cluster)?;
-    let change = ClusterChange::Rename(parse(&name)?);
+    let change = LabelChange::Rename(parse(&name)?);
     let effects = vec![format!("{} is called {name}; its id, keys and nodes stay", cluster.name)];
     let control = &call.agent().control_plane;
     if options.dry_run {
-        control.check_cluster_change(cluster.id, &change, options.wish()).await?;
+        control.check_label(cluster.id, &change, options.wish()).await?;
         return Ok(Json(Change::plan(effects, Vec::new())));
     }
-    control.change_cluster(&permit, &change, options.wish()).await?;
+    control.change_label(&permit, &change, options.wish()).await?;
     done(&call, cluster.id, effects, Vec::new())
 }
 
@@ -120,7 +120,7 @@ fn done(call: &Call, id: ClusterId, effects: Vec<String>, warnings: Vec<String>)
     Ok(Json(Change { agents: reach(call.agent()), ..change }))
 }
 
-fn parse(name: &str) -> Result<ClusterName, ClusterChangeError> {
+fn parse(name: &str) -> Result<ClusterName, LabelError> {
     Ok(name.parse::<ClusterName>()?)
 }
 

@@ -16,7 +16,7 @@ use fleet_kms_keyring::TransitionError;
 use crate::authz::Denied;
 use crate::ca::RolloverError;
 use crate::changes::ChangeError;
-use crate::control_plane::{ClusterChangeError, CreateError, KeyChangeError, Stale};
+use crate::control_plane::{CreateError, KeyChangeError, LabelError, Stale};
 use crate::enrolment::issue::{AdminChangeError, IssueFailure, MemberChangeError};
 use crate::enrolment::tokens::{TermsError, TokenChangeError, TokenError};
 use crate::errors::chain;
@@ -304,21 +304,21 @@ impl From<AdminChangeError> for Refused {
     }
 }
 
-impl From<ClusterChangeError> for Refused {
-    fn from(error: ClusterChangeError) -> Self {
+impl From<LabelError> for Refused {
+    fn from(error: LabelError) -> Self {
         let text = error.to_string();
         match error {
-            ClusterChangeError::Unknown => no_cluster(),
-            ClusterChangeError::Name(_) => Self::field("name", text, "choose another name"),
-            ClusterChangeError::Taken(_) => Self::new(Code::AlreadyExists, text, "choose another name"),
-            ClusterChangeError::Retired => {
+            LabelError::Unknown => no_cluster(),
+            LabelError::Name(_) => Self::field("name", text, "choose another name"),
+            LabelError::Taken(_) => Self::new(Code::AlreadyExists, text, "choose another name"),
+            LabelError::Retired => {
                 Self::new(Code::StateConflict, text, "`kmsctl cluster restore` brings it back")
             }
-            ClusterChangeError::Live => {
+            LabelError::Live => {
                 Self::new(Code::StateConflict, text, "`kmsctl cluster list --retired` shows which are")
             }
-            ClusterChangeError::Stale(stale) => stale.into(),
-            ClusterChangeError::Ledger(error) => error.into(),
+            LabelError::Stale(stale) => stale.into(),
+            LabelError::Ledger(error) => error.into(),
         }
     }
 }

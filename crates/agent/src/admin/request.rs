@@ -20,7 +20,7 @@ use crate::agent::Agent;
 use crate::authz::{Action, Denied, FleetPermit, Permit};
 use crate::caller::Caller;
 use crate::clusters::LiveClusterName;
-use crate::control_plane::{ClusterChangeError, Wish};
+use crate::control_plane::{LabelError, Wish};
 
 /// Who asks, and of which agent.
 pub(super) struct Call {
@@ -48,7 +48,7 @@ impl Call {
         let (cluster, permit) = self.on(cluster)?;
         match cluster.retired {
             None => Ok((cluster, permit)),
-            Some(_) => Err(ClusterChangeError::Retired.into()),
+            Some(_) => Err(LabelError::Retired.into()),
         }
     }
 
@@ -72,7 +72,7 @@ impl Call {
             // There is no retired one; a live one is no secret to who may see it.
             (None, _) => {
                 let _live = self.on::<A>(cluster)?;
-                Err(ClusterChangeError::Live.into())
+                Err(LabelError::Live.into())
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::trail::Intent;
 
 /// What is to become of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClusterChange {
+pub enum LabelChange {
     /// Its calls are refused and its name is free.
     Retire,
     /// It is live again, under its name or another.
@@ -27,7 +27,7 @@ pub enum ClusterChange {
 
 /// Why a cluster was not changed.
 #[derive(Debug, thiserror::Error)]
-pub enum ClusterChangeError {
+pub enum LabelError {
     /// There is none.
     #[error("there is no such cluster")]
     Unknown,
@@ -52,24 +52,24 @@ pub enum ClusterChangeError {
 }
 
 /// An action whose permit allows a change of a cluster's label.
-pub trait ChangesCluster: Action {
+pub trait ChangesLabel: Action {
     /// Says whether it allows this one.
-    fn allows(change: &ClusterChange) -> bool;
+    fn allows(change: &LabelChange) -> bool;
 }
 
-impl ChangesCluster for actions::ClusterRetire {
-    fn allows(change: &ClusterChange) -> bool {
-        matches!(change, ClusterChange::Retire)
+impl ChangesLabel for actions::ClusterRetire {
+    fn allows(change: &LabelChange) -> bool {
+        matches!(change, LabelChange::Retire)
     }
 }
-impl ChangesCluster for actions::ClusterRestore {
-    fn allows(change: &ClusterChange) -> bool {
-        matches!(change, ClusterChange::Restore(_))
+impl ChangesLabel for actions::ClusterRestore {
+    fn allows(change: &LabelChange) -> bool {
+        matches!(change, LabelChange::Restore(_))
     }
 }
-impl ChangesCluster for actions::ClusterRename {
-    fn allows(change: &ClusterChange) -> bool {
-        matches!(change, ClusterChange::Rename(_))
+impl ChangesLabel for actions::ClusterRename {
+    fn allows(change: &LabelChange) -> bool {
+        matches!(change, LabelChange::Rename(_))
     }
 }
 
@@ -80,28 +80,28 @@ impl ControlPlane {
     ///
     /// When the cluster's state, the name, the wished revision or the store
     /// refuse, or the change is not the permit's.
-    pub async fn change_cluster<A: ChangesCluster>(
+    pub async fn change_label<A: ChangesLabel>(
         &self,
         permit: &Permit<A>,
-        change: &ClusterChange,
+        change: &LabelChange,
         wish: Wish<'_>,
-    ) -> Result<LiveClusterName, ChangeError<ClusterChangeError>> {
+    ) -> Result<LiveClusterName, ChangeError<LabelError>> {
         assert!(A::allows(change), "a permit is for its own change");
         let mut intent = self.key_intent(A::ID, permit).reason(wish.reason);
-        if let ClusterChange::Restore(Some(name)) | ClusterChange::Rename(name) = change {
+        if let LabelChange::Restore(Some(name)) | LabelChange::Rename(name) = change {
             intent = intent.detail("name", name.to_string());
         }
-        self.commit_cluster(intent, permit.cluster(), change, wish).await
+        self.commit_label(intent, permit.cluster(), change, wish).await
     }
 
-    async fn commit_cluster(
+    async fn commit_label(
         &self,
         intent: Intent,
         cluster: ClusterId,
-        change: &ClusterChange,
+        change: &LabelChange,
         wish: Wish<'_>,
-    ) -> Result<LiveClusterName, ChangeError<ClusterChangeError>> {
-        let prepare = || self.prepare_cluster_change(cluster, change, wish);
+    ) -> Result<LiveClusterName, ChangeError<LabelError>> {
+        let prepare = || self.prepare_label(cluster, change, wish);
         let publish = |changed, revision| {
             let changed = LiveClusterName { revision, ..changed };
             self.clusters.publish(changed.clone());
@@ -114,14 +114,14 @@ impl ControlPlane {
     ///
     /// # Errors
     ///
-    /// As [`Self::change_cluster`].
-    pub async fn check_cluster_change(
+    /// As [`Self::change_label`].
+    pub async fn check_label(
         &self,
         cluster: ClusterId,
-        change: &ClusterChange,
+        change: &LabelChange,
         wish: Wish<'_>,
-    ) -> Result<LiveClusterName, ClusterChangeError> {
-        self.prepare_cluster_change(cluster, change, wish).await.map(|(_, changed)| changed)
+    ) -> Result<LiveClusterName, LabelError> {
+        self.prepare_label(cluster, change, wish).await.map(|(_, changed)| changed)
     }
 
     /// Says whether a cluster is retired.
@@ -129,15 +129,15 @@ impl ControlPlane {
         self.clusters.is_retired(cluster)
     }
 
-    async fn prepare_cluster_change(
+    async fn prepare_label(
         &self,
         id: ClusterId,
-        change: &ClusterChange,
+        change: &LabelChange,
         wish: Wish<'_>,
-    ) -> Result<(Changeset, LiveClusterName), ClusterChangeError> {
+    ) -> Result<(Changeset, LiveClusterName), LabelError> {
         let ledger = self.changes.ledger();
         let record = ledger.read::<ClusterRecord>(&rows::cluster(&id)).await?;
-        let record = record.ok_or(ClusterChangeError::Unknown)?;
+        let record = record.ok_or(LabelError::Unknown)?;
         if wish.at.is_some() {
             let keyring = ledger.read::<KeyringRecord>(&rows::keyring(&id)).await?;
             wish.check_row(keyring.map_or(record.revision, |keyring| keyring.revision.max(record.revision)))?;
@@ -146,20 +146,20 @@ impl ControlPlane {
         let is_retired = record.payload.retired_ms != 0;
         let mut changeset = ledger.changeset();
         let (name, retired_ms) = match change {
-            ClusterChange::Retire | ClusterChange::Rename(_) if is_retired => {
-                return Err(ClusterChangeError::Retired);
+            LabelChange::Retire | LabelChange::Rename(_) if is_retired => {
+                return Err(LabelError::Retired);
             }
-            ClusterChange::Restore(_) if !is_retired => return Err(ClusterChangeError::Live),
-            ClusterChange::Retire => {
+            LabelChange::Restore(_) if !is_retired => return Err(LabelError::Live),
+            LabelChange::Retire => {
                 self.free_name(&mut changeset, &old, id).await?;
                 (old, to_ms(self.changes.now()).max(1))
             }
-            ClusterChange::Restore(name) => {
+            LabelChange::Restore(name) => {
                 let name = name.clone().unwrap_or(old);
                 self.take_name(&mut changeset, &name, id).await?;
                 (name, 0)
             }
-            ClusterChange::Rename(name) => {
+            LabelChange::Rename(name) => {
                 self.take_name(&mut changeset, name, id).await?;
                 self.free_name(&mut changeset, &old, id).await?;
                 (name.clone(), 0)
@@ -184,7 +184,7 @@ impl ControlPlane {
         changeset: &mut Changeset,
         name: &ClusterName,
         holder: ClusterId,
-    ) -> Result<(), ClusterChangeError> {
+    ) -> Result<(), LabelError> {
         // None, or another's: after damage that an operator let pass. It is not this cluster's to free.
         let held = self.holder(name).await?.filter(|record| record.payload.cluster == holder.as_bytes());
         if let Some(record) = held {
@@ -198,9 +198,9 @@ impl ControlPlane {
         changeset: &mut Changeset,
         name: &ClusterName,
         holder: ClusterId,
-    ) -> Result<(), ClusterChangeError> {
+    ) -> Result<(), LabelError> {
         if self.holder(name).await?.is_some() {
-            return Err(ClusterChangeError::Taken(name.clone()));
+            return Err(LabelError::Taken(name.clone()));
         }
         let record = NameRecord { cluster: holder.as_bytes().to_vec() };
         changeset.insert(rows::cluster_name(name.as_str()), &record);
