@@ -19,6 +19,7 @@ pub mod faketime;
 pub mod stored;
 pub mod control_plane;
 pub mod crash;
+pub mod audit_crash;
 pub mod refusal;
 pub mod golden;
 pub mod opened_store;

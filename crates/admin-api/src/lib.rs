@@ -10,6 +10,7 @@ pub mod clusters;
 pub mod versions;
 pub mod tokens;
 pub mod nodes;
+pub mod audit;
 pub mod authorities;
 pub mod status;
 pub mod change;
@@ -19,6 +20,7 @@ pub mod scalars;
 pub mod openapi;
 mod open_enum;
 
+pub use audit::{AuditChain, AuditHead, AuditQuery, AuditRecord};
 pub use authorities::{Ca, CaGeneration, CaKind, CaState, RotateCa, RotatedCa};
 pub use change::{Change, ChangeQuery};
 pub use clusters::{Cluster, CreateCluster, SetMaxOffline, SetRotation};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use fleet_kms_audit::{ChangeLog, DataLog, LogError};
+use fleet_kms_audit::{ChangeLog, Clocks, DataLog, Head, LogError};
 use fleet_kms_identity::{SpiffeId, Subject};
 use fleet_kms_process::exit;
 use fleet_kms_transport::Clock;
@@ -35,7 +35,7 @@ use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
 use crate::slots::Slots;
 use crate::storage::{self, Storage, StorageError};
-use crate::trail::Event;
+use crate::trail::{Event, heads};
 use crate::turns::Turns;
 use crate::witness::Witness;
 
@@ -138,6 +138,8 @@ pub struct Agent {
     pub high_water: Arc<HighWater>,
     /// The directory of the audit.
     pub audit: PathBuf,
+    /// Chains of the audit that were cut or begun anew since the store saw them.
+    pub audit_cut: usize,
     /// KEKs that do not open.
     pub damaged: usize,
     ledger: Arc<Ledger>,
@@ -178,13 +180,18 @@ impl Agent {
     ) -> Result<Self, OpenError> {
         let Storage { ledger, store_keys, slot } = storage;
         let unconfirmed = find_out_if_confirmed(&ledger, config).await?;
-        let (log, data_log) = open_audit(config, &clock)?;
+        let (log, data_log) = open_audit(config, &clock, monotonic)?;
+        let cut = heads::cut(&ledger, config.name.as_str(), &log, &data_log).await?;
         let witness = Witness::new(&config.audit);
         let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         let keyrings = Arc::new(keyrings);
         let changes =
             Changes::new(Arc::clone(&ledger), log, witness, unconfirmed, Arc::clone(&clock), generator);
         let changes = Arc::new(changes);
+        for (chain, kept, found) in &cut {
+            tracing::error!(%chain, kept = kept.seq, found = found.seq, "the audit ends before its stored head");
+            changes.event(audit_cut(*chain, kept, found)).await;
+        }
         changes.close_open_intents().await?;
         let backups = Backups::load(
             config.store.clone(),
@@ -236,6 +243,7 @@ impl Agent {
             slots: Arc::new(slots),
             high_water,
             audit: config.audit.clone(),
+            audit_cut: cut.len(),
             issuer: Arc::new(issuer),
             data_log: Arc::new(data_log),
             bulletin: Arc::clone(ca.bulletin()),
@@ -272,8 +280,7 @@ impl Agent {
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
             (Arc::clone(&self.rolled_back), sightings),
-            Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            self.monotonic,
+            (Turns::new(std::thread::available_parallelism().map_or(1, usize::from)), self.monotonic),
         )
     }
 
@@ -283,6 +290,16 @@ impl Agent {
         if let Err(error) = self.high_water.store(&self.changes).await {
             tracing::warn!(error = chain(&error), "the clock's mark cannot be stored; it is tried again");
         }
+    }
+
+    /// Returns the agent's name.
+    pub fn name(&self) -> String {
+        self.own.live().certificate().id().subject.name().to_string()
+    }
+
+    /// Counts the records that were left out because they are damaged.
+    pub fn damaged_records(&self) -> usize {
+        self.ledger.damaged().len()
     }
 
     /// Returns the agent's generator.
@@ -347,13 +364,28 @@ async fn find_out_if_confirmed(ledger: &Ledger, config: &Config) -> Result<Optio
     }
 }
 
-fn open_audit(config: &Config, clock: &Clock) -> Result<(ChangeLog, DataLog), OpenError> {
+fn open_audit(
+    config: &Config,
+    clock: &Clock,
+    monotonic: fn() -> Instant,
+) -> Result<(ChangeLog, DataLog), OpenError> {
     let failed = |source| OpenError::Audit { path: config.audit.display().to_string(), source };
-    let changes = ChangeLog::open(&config.audit).map_err(failed)?;
+    let options = config.audit_options.data;
+    let changes = ChangeLog::open_with(&config.audit, options.max_file).map_err(failed)?;
     report(changes.opened());
-    let data = DataLog::open(&config.audit, clock()).map_err(failed)?;
+    let clocks = Clocks { wall: Arc::clone(clock), monotonic };
+    let data = DataLog::open(&config.audit, options, clocks).map_err(failed)?;
     report(data.opened());
     Ok((changes, data))
+}
+
+fn audit_cut(chain: fleet_kms_audit::Chain, kept: &Head, found: &Head) -> Event {
+    let hash = data_encoding::HEXLOWER.encode(&kept.hash);
+    Event::new("audit_cut", "agent")
+        .target(chain.name())
+        .detail("stored_seq", kept.seq.to_string())
+        .detail("stored_hash", hash)
+        .detail("found_seq", found.seq.to_string())
 }
 
 fn report(opened: &fleet_kms_audit::Opened) {

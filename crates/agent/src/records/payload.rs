@@ -259,6 +259,20 @@ pub struct SlotNote {
     pub label: String,
 }
 
+/// The end of one chain of an agent's audit (`audit-head/<agent>/<chain>`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AuditHeadRecord {
+    /// The number of the last durable record.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// SHA-256 of its line.
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+    /// When this row was written.
+    #[prost(uint64, tag = "3")]
+    pub written_ms: u64,
+}
+
 /// A change as its store transaction carries it (`change/<id>`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ChangeRecord {
@@ -322,6 +336,7 @@ payloads! {
     IssuedRecord = "the issue number" in rows::ISSUED, format 1;
     RestoredRecord = "the last restore" in rows::RESTORED, format 1;
     BackupRecord = "the last backup" in rows::BACKUP, format 1;
+    AuditHeadRecord = "an audit chain's head" in rows::AUDIT_HEADS, format 1;
     SlotNote = "a root slot's note" in rows::SLOT_NOTES, format 1;
     ChangeRecord = "a change" in rows::CHANGES, format 1;
     ClockRecord = "the clock's mark" in rows::CLOCK, format 1;
