@@ -19,7 +19,7 @@ use crate::ledger::{Changeset, LedgerError, PAGE, batches};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
 use crate::records::kinds::{self, Kind};
 use crate::records::payload::MigrationRecord;
-use crate::records::{format_of, rows};
+use crate::records::{Codec, format_of, rows};
 use crate::storage::{self, FORMAT};
 use crate::times::to_ms;
 use crate::trail::Intent;
@@ -215,7 +215,7 @@ impl Migration<'_> {
             let mut changeset = ledger.changeset();
             for name in names {
                 let row = ledger.read_row(name).await?.filter(|row| is_older(row, kind));
-                if let Some(row) = row {
+                if let Some(row) = row.filter(|row| is_genuine(&ledger.codec(), row)) {
                     let bytes = kind.rewrite(&ledger.codec(), row.clone())?;
                     changeset.replace_sealed(&row, bytes);
                 }
@@ -244,6 +244,15 @@ impl Migration<'_> {
 
 fn is_older(row: &Row, kind: &Kind) -> bool {
     format_of(&row.bytes).is_some_and(|format| format < kind.format)
+}
+
+/// A damaged record costs what it says, and no migration.
+fn is_genuine(codec: &Codec, row: &Row) -> bool {
+    let genuine = codec.is_genuine(row);
+    if !genuine {
+        tracing::error!(row = row.name.as_str(), "a record is damaged and is not migrated");
+    }
+    genuine
 }
 
 /// Asks for room for the backup, and as much again for what is written anew.

@@ -137,8 +137,7 @@ impl Template {
         let admin =
             peer(&fleet_kms_identity::split_pem_chain(&fs::read(admin_directory.join("first.crt"))?)?)?;
         let permit = agent.policy.permit_fleet::<actions::ClusterCreate>(&admin)?;
-        let new = |name| NewCluster { name, period: None, max_offline: None };
-        let cluster = agent.control_plane.create_cluster(&permit, new(CLUSTER), None).await?.id;
+        let cluster = agent.control_plane.create_cluster(&permit, plain(CLUSTER), None).await?.id;
         let saved = match scene {
             Scene::WithBackup => Some(save(&agent, directory.path()).await?),
             _ => None,
@@ -147,7 +146,7 @@ impl Template {
         if scene == Scene::WithSecondSlot {
             for number in 0..MORE_CLUSTERS {
                 let name = format!("{CLUSTER}-{number}");
-                agent.control_plane.create_cluster(&permit, new(&name), None).await?;
+                agent.control_plane.create_cluster(&permit, plain(&name), None).await?;
             }
             let file = directory.path().join("second.key");
             let slot = FileSlot::create(&file, &mut *generator())?;
@@ -247,4 +246,9 @@ fn wrap(agent: &Agent, node: &Credentials) -> anyhow::Result<Vec<Wrapped>> {
             Ok(Wrapped { dek, bytes: wrapped.bytes, version, key_id: key_id.as_bytes().to_vec() })
         })
         .collect()
+}
+
+/// A cluster with the agent's defaults.
+fn plain(name: &str) -> NewCluster<'_> {
+    NewCluster { name, period: None, max_offline: None }
 }

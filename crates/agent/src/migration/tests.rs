@@ -31,6 +31,38 @@ impl Payload for OldCluster {
     const WHAT: &'static str = ClusterRecord::WHAT;
 }
 
+/// A cluster's record as a later release may have it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct NewerCluster {
+    #[prost(bytes = "vec", tag = "1")]
+    id: Vec<u8>,
+    #[prost(string, tag = "9")]
+    new: String,
+}
+
+impl Payload for NewerCluster {
+    const FORMAT: u8 = ClusterRecord::FORMAT + 1;
+    const WHAT: &'static str = ClusterRecord::WHAT;
+}
+
+#[tokio::test]
+async fn one_record_of_a_later_release_is_refused_and_not_taken_for_damage() {
+    seed(5);
+    let (store, clocks) = (Arc::new(fleet_kms_store::MemoryStore::new()), Clocks::new());
+    initialise_with(&*store, Vec::new()).await;
+    let audit = tempfile::tempdir().unwrap();
+    let desk = Desk::open(Arc::clone(&store) as Arc<dyn Store>, audit.path(), &clocks).await;
+    let row = rows::cluster(&create(&desk, 1).await);
+    let stored = desk.ledger.read_row(&row).await.unwrap().unwrap();
+    let newer = desk.ledger.codec().encode(&row, 2, &NewerCluster::default());
+    let mut changeset = desk.ledger.changeset();
+    changeset.replace_sealed(&stored, newer);
+    desk.ledger.commit_counts(changeset).await.unwrap();
+    let refused = crate::clusters::Clusters::load(&desk.ledger).await.err().unwrap().to_string();
+    let remedy = "has format 3, this release knows up to 2; run the release that wrote it";
+    assert!(refused.starts_with("a cluster in row ") && refused.contains(remedy), "{refused}");
+}
+
 /// Brings clusters back to format 1.
 async fn age(desk: &Desk, clusters: &[ClusterId]) {
     for some in clusters.chunks(40) {
