@@ -180,8 +180,8 @@ const ROWS: [(&str, Then); 19] = [
         "ca-key/issuing/",
         Then::Ends("the issuing CA's private key in row ca-key/issuing/0000000001 does not open"),
     ),
-    ("change/", Then::Unconfirmed),
-    ("slot-note/", Then::LeftOut),
+    ("change/", Then::LeftOut),
+    ("slot-note/", Then::Unconfirmed),
     ("backup", Then::LeftOut),
 ];
 

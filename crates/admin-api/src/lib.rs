@@ -10,6 +10,7 @@ pub mod clusters;
 pub mod versions;
 pub mod tokens;
 pub mod nodes;
+pub mod authorities;
 pub mod status;
 pub mod change;
 pub mod paging;
@@ -18,6 +19,7 @@ pub mod scalars;
 pub mod openapi;
 mod open_enum;
 
+pub use authorities::{Ca, CaGeneration, CaKind, CaState, RotateCa, RotatedCa};
 pub use change::{Change, ChangeQuery};
 pub use clusters::{Cluster, CreateCluster, SetRotation};
 pub use nodes::{Node, NodeState};

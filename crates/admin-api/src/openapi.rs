@@ -18,8 +18,8 @@ use crate::operations::Kind;
 use crate::paging::{DEFAULT_LIMIT, MAX_CURSOR, MAX_LIMIT};
 use crate::problem::{MEDIA_TYPE, Problem};
 use crate::{
-    Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken, Method, Node, Operation, Page,
-    RotateKey, SetRotation, Status, Token, Version,
+    Ca, Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken, Method, Node, Operation, Page,
+    RotateCa, RotateKey, RotatedCa, SetRotation, Status, Token, Version,
 };
 
 const JSON: &str = "application/json";
@@ -84,6 +84,7 @@ fn request_body(operation: Operation, schemas: &mut Schemas) -> Option<(Ref, Req
         Operation::CreateCluster => Some((schemas.add::<CreateCluster>(), Required::True)),
         Operation::SetRotation => Some((schemas.add::<SetRotation>(), Required::True)),
         Operation::RotateKey => Some((schemas.add::<RotateKey>(), Required::False)),
+        Operation::RotateCa => Some((schemas.add::<RotateCa>(), Required::False)),
         Operation::CreateToken => Some((schemas.add::<CreateToken>(), Required::False)),
         _ => None,
     }
@@ -110,6 +111,8 @@ fn answer(operation: Operation, schemas: &mut Schemas) -> RefOr<Schema> {
         Operation::BanNode | Operation::UnbanNode | Operation::RemoveNode => {
             schemas.add::<Change<Node>>().into()
         }
+        Operation::ShowCa => schemas.add::<Ca>().into(),
+        Operation::RotateCa | Operation::ReplaceCa => schemas.add::<Change<RotatedCa>>().into(),
         Operation::ShowStatus => schemas.add::<Status>().into(),
         Operation::ShowOpenapi => ObjectBuilder::new().schema_type(Type::Object).build().into(),
     }
@@ -295,8 +298,10 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(&document_json()).unwrap();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for (name, schema) in schemas {
-            let request =
-                matches!(name.as_str(), "CreateCluster" | "SetRotation" | "RotateKey" | "CreateToken");
+            let request = matches!(
+                name.as_str(),
+                "CreateCluster" | "SetRotation" | "RotateKey" | "RotateCa" | "CreateToken"
+            );
             assert_eq!(schema["additionalProperties"] == false, request, "{name}");
         }
     }

@@ -27,6 +27,7 @@ mod keys;
 mod effects;
 mod tokens;
 mod nodes;
+mod authorities;
 mod status;
 
 use gate::Gate;
@@ -97,6 +98,9 @@ fn route(operation: Operation) -> MethodRouter<Admin> {
         Operation::BanNode => post(nodes::ban),
         Operation::UnbanNode => post(nodes::unban),
         Operation::RemoveNode => delete(nodes::remove),
+        Operation::ShowCa => get(authorities::show),
+        Operation::RotateCa => post(authorities::rotate),
+        Operation::ReplaceCa => post(authorities::replace),
         Operation::ShowStatus => get(status::show),
         Operation::ShowOpenapi => get(status::openapi),
     }

@@ -22,11 +22,12 @@ use crate::live_keyrings::{KeysError, LiveKeyrings, Reloaded, UnwrapError, Unwra
 use crate::nodes::Nodes;
 use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
+use crate::turns::{Turns, Work};
 
 /// Wrapped DEKs in one Unwrap.
 pub const MAX_BATCH: usize = 512;
-/// A batch lets others go first after so many.
-const YIELD_EVERY: usize = 32;
+/// A batch takes a turn for so many: what one turn may cost the others.
+const ITEMS_PER_TURN: usize = 8;
 
 /// How an item whose key is damaged ends, in the audit.
 const KEY_DAMAGED: &str = "damaged";
@@ -45,6 +46,7 @@ struct Shared {
     bulletin: Arc<Bulletin>,
     rolled_back: Arc<RolledBack>,
     sightings: Arc<Sightings>,
+    turns: Turns,
     monotonic: fn() -> Instant,
 }
 
@@ -57,9 +59,11 @@ impl DataPlaneService {
         nodes: Arc<Nodes>,
         bulletin: Arc<Bulletin>,
         (rolled_back, sightings): (Arc<RolledBack>, Arc<Sightings>),
+        turns: Turns,
         monotonic: fn() -> Instant,
     ) -> Self {
-        let shared = Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, monotonic };
+        let shared =
+            Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, turns, monotonic };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -90,7 +94,9 @@ impl Shared {
         let WrapRequest { plaintext, key_id } = call.message;
         let dek = Zeroizing::new(plaintext);
         let named = parse_key_id(&key_id)?;
+        let turn = self.turns.turn(call.permit.cluster(), call.permit.who(), Work::Wrap).await;
         let wrapped = self.keyrings.wrap(&call.permit, named.as_ref(), &dek, call.now)?;
+        drop(turn);
         let response = WrapResponse {
             wrapped: wrapped.bytes,
             key_id: wrapped.header.key_id.as_bytes().to_vec(),
@@ -109,13 +115,17 @@ impl Shared {
         }
         let mut items = Vec::with_capacity(wrapped.len());
         let mut said = Vec::with_capacity(wrapped.len());
-        for (index, wrapped) in wrapped.iter().enumerate() {
-            if index % YIELD_EVERY == YIELD_EVERY - 1 {
-                tokio::task::yield_now().await;
+        let work = if wrapped.len() == 1 { Work::Unwrap } else { Work::Batch };
+        for some in wrapped.chunks(ITEMS_PER_TURN) {
+            let turn = self.turns.turn(call.permit.cluster(), call.permit.who(), work).await;
+            let results: Vec<_> =
+                some.iter().map(|wrapped| self.keyrings.unwrap(&call.permit, wrapped)).collect();
+            drop(turn);
+            for (wrapped, result) in some.iter().zip(results) {
+                let (outcome, note) = item(self.looked_up(&call.permit, wrapped, result).await)?;
+                items.push(UnwrapItem { outcome: Some(outcome) });
+                said.push(note);
             }
-            let (outcome, note) = item(self.unwrap_one(&call.permit, wrapped).await)?;
-            items.push(UnwrapItem { outcome: Some(outcome) });
-            said.push(note);
         }
         // One damaged key costs what it wrapped, and the call only where that is all of it.
         if said.iter().all(|said| said.outcome == KEY_DAMAGED) {
@@ -140,16 +150,20 @@ impl Shared {
         Ok((response, vec![Said::ok(active.version)]))
     }
 
-    /// Unwraps one; an unknown key id, or one that opens under Next, makes the
-    /// agent look into the store again, once. What still opens under Next was
-    /// wrapped when this version was active: the store is an old copy.
-    async fn unwrap_one(
+    /// Goes on from the first try to unwrap one: an unknown key id, or one that
+    /// opens under Next, makes the agent look into the store again, once. What
+    /// still opens under Next was wrapped when this version was active: the
+    /// store is an old copy.
+    async fn looked_up(
         &self,
         permit: &Permit<actions::Unwrap>,
         wrapped: &[u8],
+        result: Result<Unwrapped, UnwrapError>,
     ) -> Result<Unwrapped, UnwrapError> {
-        match self.keyrings.unwrap(permit, wrapped) {
-            Err(UnwrapError::UnknownKey) if self.reload(permit.cluster()).await => {
+        match result {
+            Err(UnwrapError::UnknownKey) => {
+                // Whoever brought the news: this call, or one that it waited for.
+                self.reload(permit.cluster()).await;
                 self.keyrings.unwrap(permit, wrapped)
             }
             Ok(unwrapped) if unwrapped.under_next => {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
@@ -15,9 +16,17 @@ struct CallLabels {
     outcome: &'static str,
 }
 
+/// Labels of a connection that came to no call.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    port: &'static str,
+    reason: &'static str,
+}
+
 /// All metrics of the agent that are counted as things happen.
 pub struct Metrics {
     calls: Family<CallLabels, Histogram, fn() -> Histogram>,
+    tls_refused: Family<RefusedLabels, Counter>,
 }
 
 impl Metrics {
@@ -29,7 +38,15 @@ impl Metrics {
         });
         let help = "Time to answer a data call, by operation and outcome";
         registry.register_with_unit("fleet_kms_agent_call_duration", help, Unit::Seconds, calls.clone());
-        Self { calls }
+        let tls_refused = Family::default();
+        let help = "Connections that came to no call, by port and reason; most fail in the TLS handshake";
+        registry.register("fleet_kms_agent_tls_refused", help, tls_refused.clone());
+        Self { calls, tls_refused }
+    }
+
+    /// Counts one connection that came to no call.
+    pub fn tls_refused(&self, port: &'static str, reason: &'static str) {
+        self.tls_refused.get_or_create(&RefusedLabels { port, reason }).inc();
     }
 
     /// Counts one data call.

@@ -78,6 +78,7 @@ impl Collector for State {
         let now = (agent.clock())();
         let gauges = gauges(agent, now);
         let expiry = seconds_between(UNIX_EPOCH, agent.own.live().certificate().not_after());
+        let (root_end, issuing_end) = agent.ca.live().load().ends();
         let unconfirmed = i64::from(agent.changes.unconfirmed().is_some());
         let lines = [
             ("clusters", "Clusters that this agent serves", None, gauges.clusters),
@@ -131,6 +132,18 @@ impl Collector for State {
                 "Changes that were refused since the start because the audit could not take them",
                 None,
                 i64::try_from(agent.changes.unrecorded()).unwrap_or(i64::MAX),
+            ),
+            (
+                "issuing_ca_expiry_timestamp",
+                "When the issuing CA ends, Unix time; it is replaced when half of its year is left",
+                Some(Unit::Seconds),
+                seconds_between(UNIX_EPOCH, issuing_end),
+            ),
+            (
+                "root_ca_expiry_timestamp",
+                "When the active root CA ends, Unix time; it is replaced when half of its ten years is left",
+                Some(Unit::Seconds),
+                seconds_between(UNIX_EPOCH, root_end),
             ),
             ("damaged_keys", "Stored keys that did not open at start", None, as_gauge(agent.damaged)),
             (

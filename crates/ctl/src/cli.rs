@@ -63,6 +63,9 @@ pub enum Noun {
     /// Nodes that wrap and unwrap for a cluster, and the tokens they enrol with.
     #[command(subcommand)]
     Node(NodeVerb),
+    /// The fleet CA: who vouches for nodes, agents and admins.
+    #[command(subcommand)]
+    Ca(CaVerb),
     /// The fleet at a glance.
     Status(StatusArgs),
     /// Which agent to talk to, and as whom.
@@ -246,6 +249,26 @@ pub struct NodeArgs {
     /// How to change it.
     #[command(flatten)]
     pub change: DangerArgs,
+}
+
+/// Verbs of `ca`.
+#[derive(Debug, Subcommand)]
+pub enum CaVerb {
+    /// Show the CA's generations: state, end, fingerprint, until when trusted.
+    Show,
+    /// Replace the issuing CA now, in good order: nobody has to do anything.
+    Rotate {
+        /// Replace the root too.
+        #[arg(long)]
+        root: bool,
+        /// The CA's key may be known to others: replace root and issuing CA, trust
+        /// nothing of the old ones, and list the nodes that need a join token.
+        #[arg(long, conflicts_with = "root")]
+        compromised: bool,
+        /// How to change it.
+        #[command(flatten)]
+        change: DangerArgs,
+    },
 }
 
 /// Arguments of `status`.
