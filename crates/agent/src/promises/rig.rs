@@ -16,13 +16,15 @@ use fleet_kms_transport::Clock;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{CryptoRng, Rng as _, SeedableRng as _};
 
+use crate::agent::find_out_if_confirmed;
 use crate::authz::{FleetPermit, Permit, actions};
 use crate::changes::{ChangeError, Changes};
 use crate::clusters::Clusters;
 use crate::control_plane::{ControlPlane, CreateError};
 use crate::ledger::Ledger;
 use crate::live_keyrings::{LiveKeyrings, StoreKeys};
-use crate::records::Codec;
+use crate::records::payload::IssuedRecord;
+use crate::records::{Codec, rows};
 use crate::times::{from_ms, to_ms};
 use crate::witness::Witness;
 
@@ -109,7 +111,10 @@ pub(crate) fn codec() -> Codec {
 
 /// Writes the first transaction of an empty store.
 pub(crate) async fn initialise(store: &dyn Store) {
-    Ledger::create(store, codec(), store_key().head_key(), Vec::new(), generator).await.unwrap();
+    let issued = rows::fixed(rows::ISSUED);
+    let bytes = codec().encode(&issued, 1, &IssuedRecord { last: 1 });
+    let rows = vec![(issued, bytes)];
+    Ledger::create(store, codec(), store_key().head_key(), rows, generator).await.unwrap();
 }
 
 impl Desk {
@@ -124,7 +129,9 @@ impl Desk {
         let log = ChangeLog::open(audit).unwrap();
         assert_eq!(log.opened().broken, None);
         let witness = Witness::new(audit);
-        let changes = Changes::new(Arc::clone(&ledger), log, witness, None, clocks.clock(), generator);
+        let unconfirmed = find_out_if_confirmed(&ledger, audit).await.unwrap();
+        let clock = clocks.clock();
+        let changes = Changes::new(Arc::clone(&ledger), log, witness, unconfirmed, clock, generator);
         let changes = Arc::new(changes);
         changes.close_open_intents().await.unwrap();
         let policy = RotationPolicy::default();
