@@ -1,5 +1,5 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: attacks simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi crash
+.PHONY: attacks audit-bench audit-crash simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi crash
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -73,3 +73,12 @@ attacks: ## the attacks and storms in full: 100,000 guesses, 1,000 enrolments, 2
 	ENROLMENTS=1000 cargo test -p fleet-kms-tests --test enrolments -- --nocapture
 	IDENTITIES=3000 cargo test -p fleet-kms-tests --test renewals -- --nocapture
 	NOISY_CONNECTIONS=8 QUIET_CALLS=1000 cargo test -p fleet-kms-tests --test limits -- --nocapture quiet
+
+audit-bench: ## what recording each data call costs, against sums, release builds
+	cargo build --release --workspace --bins
+	cargo run --release -p fleet-kms-tests --bin kms-audit-bench
+
+audit-crash: ## crash trials of the audit on the built agent, N=2000
+	cargo build -p fleet-kms-agent
+	FLEET_KMS_AUDIT_CRASH_TRIALS=$(or $(N),2000) \
+		cargo test -p fleet-kms-tests --test audit_crash -- --nocapture --test-threads=1

@@ -12,6 +12,7 @@ use fleet_kms_agent::changes::Changes;
 use fleet_kms_agent::config::{Config, PREFIX, RawConfig};
 use fleet_kms_agent::ledger::{Changeset, Ledger, LedgerError};
 use fleet_kms_agent::live_keyrings::LiveKeyrings;
+use fleet_kms_agent::max_offline::MaxOffline;
 use fleet_kms_agent::records::payload::{ClusterRecord, NameRecord};
 use fleet_kms_agent::records::{keyring, rows};
 use fleet_kms_agent::storage;
@@ -133,6 +134,7 @@ impl Made {
             name: self.name.clone(),
             created_ms: to_ms(self.created),
             retired_ms: 0,
+            max_offline_seconds: MaxOffline::DEFAULT.time().as_secs(),
         };
         changeset.insert(rows::cluster(&self.id), &cluster);
         changeset

@@ -26,6 +26,10 @@ pub struct Cluster {
     pub age_seconds: u64,
     /// Time between rotations.
     pub period: HumanDuration,
+    /// How long after its end a node's certificate may still renew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub max_offline: Option<HumanDuration>,
     /// When the next scheduled rotation is due.
     pub next_rotation: Timestamp,
     /// Whether that time has passed.
@@ -50,6 +54,18 @@ pub struct CreateCluster {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub period: Option<HumanDuration>,
+    /// How long after its end a node's certificate may still renew, 7 to 730 days; 180 days when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub max_offline: Option<HumanDuration>,
+}
+
+/// Request to change how long a cluster's nodes may be off.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetMaxOffline {
+    /// How long after its end a node's certificate may still renew, 7 to 730 days.
+    pub max_offline: HumanDuration,
 }
 
 /// Request to change the rotation policy.
@@ -73,6 +89,6 @@ mod tests {
     #[test]
     fn a_request_needs_only_a_name() {
         let request: CreateCluster = serde_json::from_str(r#"{"name":"a"}"#).unwrap();
-        assert_eq!(request.period, None);
+        assert_eq!((request.period, request.max_offline), (None, None));
     }
 }

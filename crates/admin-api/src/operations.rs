@@ -85,6 +85,8 @@ operations! {
     ShowCluster = "cluster_show", Read Get "/v1/clusters/{cluster}", "Shows a cluster and its key at a glance.";
     SetRotation = "rotation_set", Change Put "/v1/clusters/{cluster}/rotation",
         "Changes the time between rotations.";
+    SetMaxOffline = "max_offline_set", Change Put "/v1/clusters/{cluster}/max-offline",
+        "Changes how long a cluster's nodes may be off and still renew.";
     RotateKey = "key_rotate", Change Post "/v1/clusters/{cluster}/rotate",
         "Rotates the key now, which resets the schedule.";
     ListVersions = "key_versions", List Get "/v1/clusters/{cluster}/versions",
@@ -115,6 +117,10 @@ operations! {
         "Lifts a ban.";
     RemoveNode = "node_remove", Change Delete "/v1/clusters/{cluster}/nodes/{node}",
         "Removes a node; to come back it needs a new join token.";
+    SearchAudit = "audit_search", List Get "/v1/audit",
+        "Lists records of the answering agent's audit, the newest first; a page may have fewer than asked for.";
+    ListAuditHeads = "audit_heads", List Get "/v1/audit/heads",
+        "Lists the ends of all agents' audit chains, to verify their files with.";
     ShowCa = "ca_show", Read Get "/v1/ca", "Shows the fleet CA: its generations, and which nodes it lost.";
     RotateCa = "ca_rotate", Change Post "/v1/ca/rotate",
         "Replaces the issuing CA, and the root if asked; every certificate stays good.";

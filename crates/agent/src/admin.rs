@@ -27,6 +27,7 @@ mod keys;
 mod effects;
 mod tokens;
 mod nodes;
+mod audit;
 mod authorities;
 mod status;
 
@@ -46,6 +47,8 @@ struct Shared {
     connections: Connections,
     gate: Gate,
     replays: Replays,
+    /// Searches read files: one at a time, so that data calls keep the disk and the cores.
+    searches: tokio::sync::Semaphore,
 }
 
 impl std::ops::Deref for Admin {
@@ -58,7 +61,13 @@ impl std::ops::Deref for Admin {
 
 /// Makes the service of the admin port.
 pub fn router(agent: Arc<Agent>, connections: Connections) -> Router {
-    let shared = Shared { agent, connections, gate: Gate::default(), replays: Replays::default() };
+    let shared = Shared {
+        agent,
+        connections,
+        gate: Gate::default(),
+        replays: Replays::default(),
+        searches: tokio::sync::Semaphore::new(1),
+    };
     let admin = Admin(Arc::new(shared));
     let mut router = Router::new();
     for operation in Operation::ALL {
@@ -83,6 +92,7 @@ fn route(operation: Operation) -> MethodRouter<Admin> {
         Operation::CreateCluster => post(clusters::create),
         Operation::ShowCluster => get(clusters::show),
         Operation::SetRotation => put(keys::set_rotation),
+        Operation::SetMaxOffline => put(clusters::set_max_offline),
         Operation::RotateKey => post(keys::rotate),
         Operation::ListVersions => get(keys::versions),
         Operation::DisableVersion => post(keys::disable),
@@ -98,6 +108,8 @@ fn route(operation: Operation) -> MethodRouter<Admin> {
         Operation::BanNode => post(nodes::ban),
         Operation::UnbanNode => post(nodes::unban),
         Operation::RemoveNode => delete(nodes::remove),
+        Operation::SearchAudit => get(audit::search),
+        Operation::ListAuditHeads => get(audit::heads),
         Operation::ShowCa => get(authorities::show),
         Operation::RotateCa => post(authorities::rotate),
         Operation::ReplaceCa => post(authorities::replace),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use fleet_kms_audit::{ChangeLog, DataLog, LogError};
+use fleet_kms_audit::{ChangeLog, Clocks, DataLog, Head, LogError};
 use fleet_kms_identity::{SpiffeId, Subject};
 use fleet_kms_process::exit;
 use fleet_kms_transport::Clock;
@@ -18,21 +18,24 @@ use crate::bulletin::Bulletin;
 use crate::changes::{Changes, Unconfirmed};
 use crate::clusters::{ClusterError, Clusters};
 use crate::config::Config;
-use crate::control_plane::ControlPlane;
+use crate::control_plane::{ControlPlane, Watch};
 use crate::data_plane::DataPlaneService;
-use crate::enrolment::issue::{Issuer, MAX_OFFLINE};
+use crate::enrolment::issue::Issuer;
+use crate::errors::chain;
 use crate::fleet_ca::{CaStore, FleetCa, OwnCertificate, RollError};
+use crate::high_water::HighWater;
 use crate::identities::{IdentityError, LiveIdentities};
 use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
 use crate::metrics::Metrics;
+use crate::migration::{MigrateError, Migration};
 use crate::nodes::Nodes;
 use crate::recovery::{RecoverError, Recovered, Recovery};
 use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
 use crate::slots::Slots;
 use crate::storage::{self, Storage, StorageError};
-use crate::trail::Event;
+use crate::trail::{Event, heads};
 use crate::turns::Turns;
 use crate::witness::Witness;
 
@@ -54,6 +57,9 @@ pub enum OpenError {
     /// The clusters cannot be read.
     #[error(transparent)]
     Clusters(#[from] ClusterError),
+    /// The store is of an older release and was not migrated.
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     /// The fleet CA cannot be read or used, or is due and cannot be replaced.
     #[error(transparent)]
     Authorities(#[from] RollError),
@@ -87,7 +93,8 @@ impl OpenError {
             Self::Audit { .. } => exit::DATA,
             Self::Storage(error) => error.exit_code(),
             Self::Head(_) | Self::Keyrings(_) | Self::Identities(_) | Self::Clusters(_) => exit::DATA,
-            Self::Authorities(RollError::Use(_)) => exit::FAILURE,
+            Self::Migrate(MigrateError::Ledger(_) | MigrateError::Keyrings(_)) => exit::DATA,
+            Self::Migrate(_) | Self::Authorities(RollError::Use(_)) => exit::FAILURE,
             Self::Authorities(_) | Self::Ledger(_) | Self::Witness { .. } => exit::DATA,
         }
     }
@@ -127,8 +134,12 @@ pub struct Agent {
     pub rolled_back: Arc<RolledBack>,
     /// Works on the root slots.
     pub slots: Arc<Slots>,
+    /// The latest time that the clock has shown.
+    pub high_water: Arc<HighWater>,
     /// The directory of the audit.
     pub audit: PathBuf,
+    /// Chains of the audit that were cut or begun anew since the store saw them.
+    pub audit_cut: usize,
     /// KEKs that do not open.
     pub damaged: usize,
     ledger: Arc<Ledger>,
@@ -169,27 +180,19 @@ impl Agent {
     ) -> Result<Self, OpenError> {
         let Storage { ledger, store_keys, slot } = storage;
         let unconfirmed = find_out_if_confirmed(&ledger, &config.audit).await?;
-        let (log, data_log) = open_audit(config, &clock)?;
+        let (log, data_log) = open_audit(config, &clock, monotonic)?;
+        let cut = heads::cut(&ledger, config.name.as_str(), &log, &data_log).await?;
         let witness = Witness::new(&config.audit);
         let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         let keyrings = Arc::new(keyrings);
-        let identities = Arc::new(LiveIdentities::load(&ledger).await?);
-        let clusters = Arc::new(Clusters::load(&ledger).await?);
         let changes =
             Changes::new(Arc::clone(&ledger), log, witness, unconfirmed, Arc::clone(&clock), generator);
         let changes = Arc::new(changes);
+        for (chain, kept, found) in &cut {
+            tracing::error!(%chain, kept = kept.seq, found = found.seq, "the audit ends before its stored head");
+            changes.event(audit_cut(*chain, kept, found)).await;
+        }
         changes.close_open_intents().await?;
-        let own_id = Subject::Agent { name: config.name.clone() };
-        let own_id = SpiffeId::new(config.trust_domain.clone(), own_id);
-        let store = CaStore { changes: Arc::clone(&changes), keyrings: Arc::clone(&keyrings), generator };
-        let ca = FleetCa::open(store, own_id, config.addresses.clone()).await?;
-        let issuer = Issuer::new(
-            Arc::clone(&changes),
-            Arc::clone(ca.live()),
-            Arc::clone(&identities),
-            generator,
-            MAX_OFFLINE,
-        );
         let backups = Backups::load(
             config.store.clone(),
             config.backup.clone(),
@@ -198,6 +201,18 @@ impl Agent {
         )
         .await?;
         let backups = Arc::new(backups);
+        if unconfirmed.is_none() {
+            let damaged = damaged.len();
+            Migration { changes: &changes, keyrings: &keyrings, backups: &backups, damaged }.run().await?;
+        }
+        let identities = Arc::new(LiveIdentities::load(&ledger).await?);
+        let clusters = Arc::new(Clusters::load(&ledger).await?);
+        let own_id = Subject::Agent { name: config.name.clone() };
+        let own_id = SpiffeId::new(config.trust_domain.clone(), own_id);
+        let store = CaStore { changes: Arc::clone(&changes), keyrings: Arc::clone(&keyrings), generator };
+        let ca = FleetCa::open(store, own_id, config.addresses.clone()).await?;
+        let issuer =
+            Issuer::new(Arc::clone(&changes), Arc::clone(ca.live()), Arc::clone(&identities), generator);
         let control_plane = ControlPlane::new(
             Arc::clone(&changes),
             Arc::clone(&keyrings),
@@ -205,7 +220,12 @@ impl Agent {
             config.rotation,
             generator,
         );
-        let control_plane = Arc::new(control_plane.with_backups(Arc::clone(&backups)));
+        let high_water = Arc::new(HighWater::load(&ledger).await?);
+        high_water.look(clock(), monotonic());
+        keyrings.watched(monotonic());
+        let watch = Watch { high_water: Arc::clone(&high_water), monotonic };
+        let control_plane = control_plane.with_backups(Arc::clone(&backups)).with_watch(watch);
+        let control_plane = Arc::new(control_plane);
         let slots =
             Slots::new(Arc::clone(&changes), Arc::clone(&keyrings), Arc::clone(&backups), slot, generator);
         let rolled_back =
@@ -221,7 +241,9 @@ impl Agent {
             backups,
             rolled_back: Arc::new(rolled_back),
             slots: Arc::new(slots),
+            high_water,
             audit: config.audit.clone(),
+            audit_cut: cut.len(),
             issuer: Arc::new(issuer),
             data_log: Arc::new(data_log),
             bulletin: Arc::clone(ca.bulletin()),
@@ -258,14 +280,26 @@ impl Agent {
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
             (Arc::clone(&self.rolled_back), sightings),
-            Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            self.monotonic,
+            (Turns::new(std::thread::available_parallelism().map_or(1, usize::from)), self.monotonic),
         )
+    }
+
+    /// Returns the agent's name.
+    pub fn name(&self) -> String {
+        self.own.live().certificate().id().subject.name().to_string()
     }
 
     /// Counts the records that were left out because they are damaged.
     pub fn damaged_records(&self) -> usize {
         self.ledger.damaged().len()
+    }
+
+    /// Looks at the clock, and stores the latest time that it has shown.
+    pub async fn look_at_the_clock(&self) {
+        self.high_water.look((self.clock)(), (self.monotonic)());
+        if let Err(error) = self.high_water.store(&self.changes).await {
+            tracing::warn!(error = chain(&error), "the clock's mark cannot be stored; it is tried again");
+        }
     }
 
     /// Returns the agent's generator.
@@ -295,7 +329,14 @@ impl Agent {
             control_plane: &self.control_plane,
             identities: &self.identities,
         };
-        recovery.run(bans, 0).await
+        let recovered = recovery.run(bans, 0).await?;
+        // Nothing was rewritten before somebody said that the rows are right.
+        let (changes, keyrings, backups) = (&*self.changes, &*self.keyrings, &*self.backups);
+        let migration = Migration { changes, keyrings, backups, damaged: self.damaged };
+        if let Err(error) = migration.run().await {
+            tracing::error!(error = chain(&error), "the store is not migrated; the next start tries again");
+        }
+        Ok(recovered)
     }
 
     /// Returns the agent's clock.
@@ -325,13 +366,28 @@ pub(crate) async fn find_out_if_confirmed(
     }
 }
 
-fn open_audit(config: &Config, clock: &Clock) -> Result<(ChangeLog, DataLog), OpenError> {
+fn open_audit(
+    config: &Config,
+    clock: &Clock,
+    monotonic: fn() -> Instant,
+) -> Result<(ChangeLog, DataLog), OpenError> {
     let failed = |source| OpenError::Audit { path: config.audit.display().to_string(), source };
-    let changes = ChangeLog::open(&config.audit).map_err(failed)?;
+    let options = config.audit_options.data;
+    let changes = ChangeLog::open_with(&config.audit, options.max_file).map_err(failed)?;
     report(changes.opened());
-    let data = DataLog::open(&config.audit, clock()).map_err(failed)?;
+    let clocks = Clocks { wall: Arc::clone(clock), monotonic };
+    let data = DataLog::open(&config.audit, options, clocks).map_err(failed)?;
     report(data.opened());
     Ok((changes, data))
+}
+
+fn audit_cut(chain: fleet_kms_audit::Chain, kept: &Head, found: &Head) -> Event {
+    let hash = data_encoding::HEXLOWER.encode(&kept.hash);
+    Event::new("audit_cut", "agent")
+        .target(chain.name())
+        .detail("stored_seq", kept.seq.to_string())
+        .detail("stored_hash", hash)
+        .detail("found_seq", found.seq.to_string())
 }
 
 fn report(opened: &fleet_kms_audit::Opened) {

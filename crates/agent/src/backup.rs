@@ -139,6 +139,22 @@ impl Backups {
         })
     }
 
+    /// Returns the store's file.
+    pub(crate) fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// Makes and verifies a backup that is not counted as one, because it lies
+    /// beside the store. `damaged` stored keys may fail to open in it: they do
+    /// not in the store either.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be copied or the copy is not sound.
+    pub(crate) async fn make_aside(&self, to: &Path, damaged: usize) -> Result<Verified, BackupError> {
+        self.make_with(to, damaged).await
+    }
+
     /// Returns when the last backup was verified, and its file.
     pub fn last(&self) -> Option<(SystemTime, PathBuf)> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -217,6 +233,10 @@ impl Backups {
     /// Copies the store and verifies the copy, which is removed if it is not
     /// sound.
     async fn make(&self, to: &Path) -> Result<Verified, BackupError> {
+        self.make_with(to, 0).await
+    }
+
+    async fn make_with(&self, to: &Path, damaged: usize) -> Result<Verified, BackupError> {
         let _one = self.one_at_a_time.lock().await;
         let at = self.changes.now();
         let file = || to.display().to_string();
@@ -225,7 +245,7 @@ impl Backups {
         let source = opened.map_err(|source| BackupError::Open { file: text(&self.store), source })?;
         source.backup(to).await.map_err(|source| BackupError::Copy { file: file(), source })?;
         blocking(move || drop(source)).await;
-        match self.verify(to).await {
+        match self.verify(to, damaged).await {
             Ok(held) => Ok(Verified { at, file: to.to_owned(), held }),
             Err(error) => {
                 let _ = std::fs::remove_file(to);
@@ -236,15 +256,19 @@ impl Backups {
         }
     }
 
-    /// Opens every version of a copy with the keys of the live store.
-    async fn verify(&self, file: &Path) -> Result<Held, BackupError> {
+    /// Opens every version of a copy with the keys of the live store, where
+    /// `damaged` of them do not open.
+    async fn verify(&self, file: &Path, damaged: usize) -> Result<Held, BackupError> {
         let path = file.to_owned();
         let opened = blocking(move || SqliteStore::open_read_only(path)).await;
         let copy = opened.map_err(|source| BackupError::Open { file: text(file), source })?;
         let unsound = |source: Unsound| BackupError::Unsound { file: text(file), source };
         let copy = self.changes.ledger().of_copy(Arc::new(copy)).await;
         let copy = copy.map_err(|error| unsound(error.into()))?;
-        look_into(&copy, &self.keyrings).await.map_err(unsound)
+        match open_all(&copy, &self.keyrings).await.map_err(unsound)? {
+            (held, unopened) if unopened <= damaged => Ok(held),
+            (_, unopened) => Err(unsound(Unsound::Versions(unopened))),
+        }
     }
 }
 
@@ -254,11 +278,19 @@ impl Backups {
 ///
 /// Says what is wrong with it.
 pub async fn look_into(copy: &Ledger, keyrings: &LiveKeyrings) -> Result<Held, Unsound> {
+    match open_all(copy, keyrings).await? {
+        (held, 0) => Ok(held),
+        (_, unopened) => Err(Unsound::Versions(unopened)),
+    }
+}
+
+/// As [`look_into`]; returns how many versions do not open, too.
+async fn open_all(copy: &Ledger, keyrings: &LiveKeyrings) -> Result<(Held, usize), Unsound> {
     if matches!(copy.check().await?, Integrity::Broken { .. }) {
         return Err(Unsound::Rows);
     }
     let (held, damaged) = keyrings.open_copy(&internal::backup(), copy).await?;
-    if damaged.is_empty() { Ok(held) } else { Err(Unsound::Versions(damaged.len())) }
+    Ok((held, damaged.len()))
 }
 
 /// Removes what a crash left of a handed-over backup, SQLite's side files

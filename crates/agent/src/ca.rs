@@ -183,6 +183,15 @@ impl Authorities {
         Ok(Leaf { chain, not_after })
     }
 
+    /// Signs a checkpoint of the audit; the message has its own context.
+    ///
+    /// # Errors
+    ///
+    /// When the signature fails.
+    pub fn sign_checkpoint(&self, text: &str) -> Result<Vec<u8>, SignError> {
+        self.key.open()?.sign(&fleet_kms_audit::message(text)).map_err(SignError::Sign)
+    }
+
     /// Signs the agent's time for the node that sent `nonce` over a connection
     /// which the agent serves with the key of hash `live_key_sha256`.
     ///

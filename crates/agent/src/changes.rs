@@ -77,12 +77,12 @@ pub struct Changes {
     /// Locked while it is read and written, so that its count only rises.
     witness: Arc<Mutex<Witness>>,
     unconfirmed: Mutex<Option<Unconfirmed>>,
-    /// Changes that were refused because the audit could not take them.
-    unrecorded: AtomicU64,
-    /// Set while the last change was refused so.
-    is_audit_failing: AtomicBool,
     /// Held by each change; taken whole to lock the agent between two changes.
     locked: tokio::sync::RwLock<bool>,
+    /// The audit could not be written the last time.
+    audit_failing: AtomicBool,
+    /// Changes refused because they could not be recorded.
+    refused: AtomicU64,
     clock: Clock,
     generator: Generator,
 }
@@ -104,9 +104,9 @@ impl Changes {
             log,
             witness,
             unconfirmed: Mutex::new(unconfirmed),
-            unrecorded: AtomicU64::new(0),
-            is_audit_failing: AtomicBool::new(false),
             locked: tokio::sync::RwLock::new(false),
+            audit_failing: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
             clock,
             generator,
         }
@@ -176,6 +176,22 @@ impl Changes {
     /// Returns the ledger.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
+    }
+
+    /// Returns the chain of changes.
+    pub fn log(&self) -> &Arc<ChangeLog> {
+        &self.log
+    }
+
+    /// Says whether the chain of changes could not be written the last time.
+    pub fn audit_is_failing(&self) -> bool {
+        self.audit_failing.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many changes were refused since the start because they could
+    /// not be recorded.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Returns the time.
@@ -250,9 +266,11 @@ impl Changes {
         let change = ChangeId::from_bytes(id);
         let now = self.now();
         let log = Arc::clone(&self.log);
-        let recorded = off_runtime(move || log.intent(&intent.line(change), now)).await;
-        self.note_audit(recorded.as_ref().err());
-        let recorded = recorded.map_err(ChangeError::Audit)?;
+        let recorded = self.written(off_runtime(move || log.intent(&intent.line(change), now)).await);
+        let recorded = recorded.map_err(|error| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            ChangeError::Audit(error)
+        })?;
         let mark = Mark { change, intent: recorded };
         let result = self.attempt(&mark, prepare).await;
         let result = result.map(|(value, revision)| apply(value, revision));
@@ -265,35 +283,40 @@ impl Changes {
         result
     }
 
-    /// Counts the changes that were refused because they could not be recorded.
-    pub fn unrecorded(&self) -> u64 {
-        self.unrecorded.load(Ordering::Relaxed)
-    }
-
-    /// Says once in the log that changes are refused for the audit's sake, and
-    /// once that they are taken again: callers come back every second.
-    fn note_audit(&self, error: Option<&LogError>) {
-        let was_failing = self.is_audit_failing.swap(error.is_some(), Ordering::SeqCst);
-        self.unrecorded.fetch_add(u64::from(error.is_some()), Ordering::Relaxed);
-        match error {
-            Some(error) if !was_failing => {
-                tracing::error!(
-                    error = chain(error),
-                    "the audit takes no record: changes are refused; look at its disk"
-                );
-            }
-            None if was_failing => tracing::info!("the audit takes records again: changes are taken again"),
-            Some(_) | None => {}
-        }
-    }
-
     /// Records something that happened without a change of the store.
     pub async fn event(&self, event: Event) {
         let now = self.now();
         let log = Arc::clone(&self.log);
-        if let Err(error) = off_runtime(move || log.event(&event.line(), now)).await {
+        if let Err(error) = self.written(off_runtime(move || log.event(&event.line(), now)).await) {
             report("an event", &error);
         }
+    }
+
+    /// As [`Self::event`], for what must not happen unrecorded.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be recorded.
+    pub(crate) async fn event_first(&self, event: Event) -> Result<(), LogError> {
+        let now = self.now();
+        let log = Arc::clone(&self.log);
+        self.written(off_runtime(move || log.event(&event.line(), now)).await).map(drop)
+    }
+
+    /// Takes note whether the chain can be written, and says so in the log when
+    /// that changes: callers come back every second.
+    fn written<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
+        let failure = result.as_ref().err().filter(|error| matches!(error, LogError::Io(_)));
+        let was_failing = self.audit_failing.swap(failure.is_some(), Ordering::Relaxed);
+        match failure {
+            Some(error) if !was_failing => {
+                let error = chain(error);
+                tracing::error!(error, "the audit takes no record: changes are refused; look at its disk");
+            }
+            None if was_failing => tracing::info!("the audit takes records again: changes are taken again"),
+            Some(_) | None => {}
+        }
+        result
     }
 
     /// Closes the intents that a crash left open: the store says for each
@@ -352,7 +375,7 @@ impl Changes {
         let now = self.now();
         let done = matches!(outcome, Closed::Done);
         let log = Arc::clone(&self.log);
-        match off_runtime(move || log.outcome(&change, outcome.line(), now)).await {
+        match self.written(off_runtime(move || log.outcome(&change, outcome.line(), now)).await) {
             Ok(_) if done => {
                 if let Err(error) = self.ledger.settle(&change).await {
                     report("a settled change", &error);

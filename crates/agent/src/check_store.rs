@@ -10,8 +10,10 @@ use fleet_kms_process::exit;
 use fleet_kms_store::{ReadError, RowName};
 
 use crate::config::Config;
+use crate::errors::chain;
 use crate::ledger::{Generator, HeadError, Integrity, RowKind, kind_of};
 use crate::live_keyrings::unopened_rows;
+use crate::migration::{self, Outlook};
 use crate::storage::{self, Storage, StorageError};
 
 /// Rows that an error names; of a store that is gone altogether the first ones
@@ -22,11 +24,13 @@ const MAX_NAMED: usize = 20;
 #[derive(Debug)]
 pub struct Intact {
     rows: usize,
+    outlook: Option<Outlook>,
 }
 
 impl fmt::Display for Intact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} rows, each as the last transaction left it", self.rows)
+        write!(f, "{} rows, each as the last transaction left it", self.rows)?;
+        self.outlook.map_or(Ok(()), |outlook| write!(f, "\n{outlook}"))
     }
 }
 
@@ -86,10 +90,26 @@ impl CheckStoreError {
 pub async fn run(config: &Config, generator: Generator) -> Result<Intact, CheckStoreError> {
     let storage = storage::open(&config.store, &config.root, config.name.as_str(), generator).await?;
     match storage.ledger.check().await? {
-        Integrity::Intact { rows } => Ok(Intact { rows }),
+        Integrity::Intact { rows } => {
+            let outlook = migration::outlook(&**storage.ledger.store()).await?;
+            Ok(Intact { rows, outlook })
+        }
         Integrity::Broken { rows } => {
             Err(CheckStoreError::Broken { rows, altered: Altered(altered(&storage).await?) })
         }
+    }
+}
+
+/// Says what `kms-agent run` will do with the store beyond opening it, for
+/// `check-config`; nothing when there is none yet. Opens no key and changes
+/// nothing.
+pub async fn look(config: &Config) -> Option<String> {
+    if !config.store.exists() {
+        return None;
+    }
+    match storage::look(&config.store).await {
+        Ok(outlook) => outlook.map(|outlook| outlook.to_string()),
+        Err(error) => Some(format!("kms-agent run will not start: {}", chain(&error))),
     }
 }
 

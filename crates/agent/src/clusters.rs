@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fleet_kms_keyring::ClusterId;
 
 use crate::ledger::{Ledger, LedgerError};
+use crate::max_offline::MaxOffline;
+use crate::records::Record;
 use crate::records::payload::ClusterRecord;
 use crate::records::rows;
 use crate::times::from_ms;
@@ -71,6 +73,8 @@ pub struct LiveClusterName {
     pub name: ClusterName,
     /// When it was made.
     pub created: SystemTime,
+    /// How long its nodes may be off.
+    pub max_offline: MaxOffline,
 }
 
 /// All clusters of the store.
@@ -107,6 +111,7 @@ impl Clusters {
                 id: ClusterId::from_bytes(id),
                 name: record.payload.name.parse().map_err(|_| bad("name"))?,
                 created: from_ms(record.payload.created_ms),
+                max_offline: max_offline(&record)?,
             });
         }
         Ok(clusters)
@@ -133,6 +138,14 @@ impl Clusters {
         by_name.values().find(|cluster| cluster.id == *id).map(|cluster| cluster.name.clone())
     }
 
+    /// Notes a committed change of how long a cluster's nodes may be off.
+    pub fn set_max_offline(&self, id: &ClusterId, max_offline: MaxOffline) {
+        let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(cluster) = by_name.values_mut().find(|cluster| cluster.id == *id) {
+            cluster.max_offline = max_offline;
+        }
+    }
+
     /// Returns up to `limit` clusters after a name, in the order of their
     /// names.
     pub fn page(&self, after: Option<&str>, limit: usize) -> Vec<LiveClusterName> {
@@ -140,4 +153,15 @@ impl Clusters {
         let after = |cluster: &&LiveClusterName| after.is_none_or(|after| cluster.name.as_str() > after);
         by_name.values().filter(after).take(limit).cloned().collect()
     }
+}
+
+/// Reads off a cluster's record how long its nodes may be off.
+///
+/// # Errors
+///
+/// When no release wrote such a time.
+pub fn max_offline(record: &Record<ClusterRecord>) -> Result<MaxOffline, ClusterError> {
+    let time = Duration::from_secs(record.payload.max_offline_seconds);
+    let bad = |_| ClusterError::Field { row: record.row.as_str().to_owned(), field: "max_offline" };
+    MaxOffline::try_new(time).map_err(bad)
 }

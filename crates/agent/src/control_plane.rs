@@ -17,15 +17,20 @@ use crate::changes::{ChangeError, Changes};
 use crate::clusters::{ClusterName, Clusters, InvalidClusterName, LiveClusterName};
 use crate::ledger::{Changeset, Generator, LedgerError};
 use crate::live_keyrings::{KeysError, LiveKeyrings, MakesKeks, SealedKek, Snapshot};
+use crate::max_offline::{InvalidMaxOffline, MaxOffline};
 use crate::records::keyring::{self, KeyringError};
 use crate::records::payload::{ClusterRecord, KeyringRecord, NameRecord};
 use crate::records::rows;
 use crate::times::to_ms;
 use crate::trail::Intent;
 
+mod cluster_changes;
+mod destruction;
 mod key_changes;
 
-pub use key_changes::{ChangesVersion, DESTRUCTION_WAIT, DestructionGuard, VersionChange, Wish, guards};
+pub use cluster_changes::ClusterChangeError;
+pub use destruction::{DESTRUCTION_WAIT, DestructionGuard, Evidence, Watch, guards};
+pub use key_changes::{ChangesVersion, VersionChange, Wish};
 
 /// Why a cluster was not made.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +41,9 @@ pub enum CreateError {
     /// The period is out of bounds.
     #[error(transparent)]
     Period(#[from] InvalidPolicy),
+    /// The time that nodes may be off is out of bounds.
+    #[error(transparent)]
+    MaxOffline(#[from] InvalidMaxOffline),
     /// A live cluster has the name.
     #[error("a cluster named {0} exists already")]
     Exists(ClusterName),
@@ -106,6 +114,26 @@ pub struct Created {
     pub name: ClusterName,
     /// When.
     pub created: SystemTime,
+    /// How long its nodes may be off.
+    pub max_offline: MaxOffline,
+}
+
+/// What a new cluster is asked to be; what is left out is the agent's default.
+#[derive(Debug, Clone, Copy)]
+pub struct NewCluster<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The time between rotations.
+    pub period: Option<Duration>,
+    /// How long its nodes may be off.
+    pub max_offline: Option<Duration>,
+}
+
+/// A new cluster whose every part is sound.
+struct Parsed {
+    name: ClusterName,
+    policy: RotationPolicy,
+    max_offline: MaxOffline,
 }
 
 /// Changes clusters and keyrings.
@@ -116,6 +144,8 @@ pub struct ControlPlane {
     default_policy: RotationPolicy,
     /// What a new cluster and a fresh rotation wait for, if so configured.
     backups: Option<Arc<Backups>>,
+    /// What a destruction is judged by, beyond the keyrings.
+    watch: Option<Watch>,
     generator: Generator,
 }
 
@@ -128,7 +158,7 @@ impl ControlPlane {
         default_policy: RotationPolicy,
         generator: Generator,
     ) -> Self {
-        Self { changes, keyrings, clusters, default_policy, backups: None, generator }
+        Self { changes, keyrings, clusters, default_policy, backups: None, watch: None, generator }
     }
 
     /// Returns this control plane with the backups that new keys may have to
@@ -138,32 +168,39 @@ impl ControlPlane {
         Self { backups: Some(backups), ..self }
     }
 
+    /// Returns this control plane with what it judges a destruction by.
+    #[must_use]
+    pub fn with_watch(self, watch: Watch) -> Self {
+        Self { watch: Some(watch), ..self }
+    }
+
     /// Makes a cluster with its first key: version 1 active, version 2 next.
     ///
     /// # Errors
     ///
-    /// When name or period are bad, the name is taken, or the store refuses.
+    /// When a part is bad, the name is taken, or the store refuses.
     pub async fn create_cluster(
         &self,
         permit: &FleetPermit<actions::ClusterCreate>,
-        name: &str,
-        period: Option<Duration>,
+        new: NewCluster<'_>,
         reason: Option<&str>,
     ) -> Result<Created, ChangeError<CreateError>> {
-        let (name, policy) = self.parse_new(name, period).map_err(ChangeError::Refused)?;
+        let parsed = self.parse_new(new).map_err(ChangeError::Refused)?;
         let id = ClusterId::generate(&mut *(self.generator)());
         let permit = permit.for_new_cluster(id);
-        let intent = Intent::new("cluster_create", permit.who()).cluster(id, name.as_str()).reason(reason);
-        let prepare = || self.prepare_cluster(&permit, &name, policy);
+        let intent = Intent::new("cluster_create", permit.who()).cluster(id, parsed.name.as_str());
+        let prepare = || self.prepare_cluster(&permit, &parsed);
         let publish = |(snapshot, created), revision| {
             self.keyrings.publish(id, Snapshot { revision, ..snapshot });
-            self.clusters.publish(LiveClusterName { id, name: name.clone(), created });
+            let Parsed { name, max_offline, .. } = &parsed;
+            let (name, max_offline) = (name.clone(), *max_offline);
+            self.clusters.publish(LiveClusterName { id, name, created, max_offline });
             created
         };
-        let created = self.changes.run_applied(intent, prepare, publish).await?;
+        let created = self.changes.run_applied(intent.reason(reason), prepare, publish).await?;
         let backed = self.backup().await;
         backed.map_err(|error| ChangeError::Refused(CreateError::NoBackup(Box::new(error))))?;
-        Ok(Created { id, name, created })
+        Ok(Created { id, name: parsed.name, created, max_offline: parsed.max_offline })
     }
 
     /// Says whether a cluster could be made, and makes none.
@@ -171,8 +208,8 @@ impl ControlPlane {
     /// # Errors
     ///
     /// As [`Self::create_cluster`].
-    pub async fn check_new_cluster(&self, name: &str, period: Option<Duration>) -> Result<(), CreateError> {
-        let (name, _) = self.parse_new(name, period)?;
+    pub async fn check_new_cluster(&self, new: NewCluster<'_>) -> Result<(), CreateError> {
+        let Parsed { name, .. } = self.parse_new(new)?;
         let taken = self.changes.ledger().read::<NameRecord>(&rows::cluster_name(name.as_str())).await?;
         taken.map_or(Ok(()), |_| Err(CreateError::Exists(name)))
     }
@@ -302,20 +339,20 @@ impl ControlPlane {
         }
     }
 
-    fn parse_new(
-        &self,
-        name: &str,
-        period: Option<Duration>,
-    ) -> Result<(ClusterName, RotationPolicy), CreateError> {
-        let policy = period.map(RotationPolicy::try_new).transpose()?;
-        Ok((name.parse()?, policy.unwrap_or(self.default_policy)))
+    fn parse_new(&self, new: NewCluster<'_>) -> Result<Parsed, CreateError> {
+        let policy = new.period.map(RotationPolicy::try_new).transpose()?;
+        let max_offline = new.max_offline.map(MaxOffline::try_new).transpose()?;
+        Ok(Parsed {
+            name: new.name.parse()?,
+            policy: policy.unwrap_or(self.default_policy),
+            max_offline: max_offline.unwrap_or(MaxOffline::DEFAULT),
+        })
     }
 
     async fn prepare_cluster(
         &self,
         permit: &Permit<actions::ClusterCreate>,
-        name: &ClusterName,
-        policy: RotationPolicy,
+        Parsed { name, policy, max_offline }: &Parsed,
     ) -> Result<(Changeset, (Snapshot, SystemTime)), CreateError> {
         let ledger = self.changes.ledger();
         let name_row = rows::cluster_name(name.as_str());
@@ -324,12 +361,13 @@ impl ControlPlane {
         }
         let (id, now) = (permit.cluster(), self.changes.now());
         let mut key_ids = |_| KeyId::generate(&mut *(self.generator)());
-        let keyring = Keyring::create(policy, now, &mut key_ids);
+        let keyring = Keyring::create(*policy, now, &mut key_ids);
         let cluster = ClusterRecord {
             id: id.as_bytes().to_vec(),
             name: name.to_string(),
             created_ms: to_ms(now),
             retired_ms: 0,
+            max_offline_seconds: max_offline.time().as_secs(),
         };
         let mut changeset = ledger.changeset();
         changeset.insert(rows::cluster(&id), &cluster);

@@ -59,8 +59,7 @@ impl DataPlaneService {
         nodes: Arc<Nodes>,
         bulletin: Arc<Bulletin>,
         (rolled_back, sightings): (Arc<RolledBack>, Arc<Sightings>),
-        turns: Turns,
-        monotonic: fn() -> Instant,
+        (turns, monotonic): (Turns, fn() -> Instant),
     ) -> Self {
         let shared =
             Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, turns, monotonic };
@@ -150,11 +149,23 @@ impl Shared {
         Ok((response, vec![Said::ok(active.version)]))
     }
 
-    /// Goes on from the first try to unwrap one: an unknown key id, or one that
-    /// opens under Next, makes the agent look into the store again, once. What
-    /// still opens under Next was wrapped when this version was active: the
-    /// store is an old copy.
+    /// Goes on from the first try to unwrap one, and notes that its version is
+    /// still in use.
     async fn looked_up(
+        &self,
+        permit: &Permit<actions::Unwrap>,
+        wrapped: &[u8],
+        first: Result<Unwrapped, UnwrapError>,
+    ) -> Result<Unwrapped, UnwrapError> {
+        let result = self.look_again(permit, wrapped, first).await;
+        self.keyrings.note_use(permit, wrapped, &result, (self.monotonic)());
+        result
+    }
+
+    /// An unknown key id, or one that opens under Next, makes the agent look
+    /// into the store again, once. What still opens under Next was wrapped when
+    /// this version was active: the store is an old copy.
+    async fn look_again(
         &self,
         permit: &Permit<actions::Unwrap>,
         wrapped: &[u8],

@@ -23,7 +23,7 @@ use crate::authz::{Role, Scope, internal};
 use crate::ca::{self, Authorities, SignError};
 use crate::changes::{ChangeError, Changes};
 use crate::config::Config;
-use crate::enrolment::issue::{Bundle, DirectError, Issuer, MAX_OFFLINE};
+use crate::enrolment::issue::{Bundle, DirectError, Issuer};
 use crate::identities::LiveIdentities;
 use crate::ledger::{Changeset, Generator};
 use crate::live_keyrings::{KeysError, LiveKeyrings, LoadError};
@@ -195,7 +195,6 @@ async fn fill(
         Arc::new(ArcSwap::from_pointee(authorities)),
         Arc::new(LiveIdentities::default()),
         generator,
-        MAX_OFFLINE,
     );
     let roles = [Role::Operator, Role::KeyOfficer];
     Ok(issuer.issue_admin("init", &options.admin, &roles, &Scope::All).await?)

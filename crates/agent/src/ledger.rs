@@ -25,6 +25,7 @@ mod keys;
 mod rebase;
 
 pub use changeset::Changeset;
+pub(crate) use changeset::batches;
 use head::Head;
 pub use head::{HeadError, Integrity};
 use keys::Keys;
@@ -378,8 +379,10 @@ impl Ledger {
     ///
     /// When the store cannot be read.
     pub(crate) async fn settle_all(&self) -> Result<(), LedgerError> {
-        let left = self.scan_sound::<ChangeRecord>(rows::CHANGES).await?;
-        let left = left.into_iter().filter(|record| record.payload.agent == self.agent);
+        let (codec, left) = (self.codec(), self.scan_rows(rows::CHANGES).await?);
+        // A damaged one stays: the head tells of it, and it is no reason not to start.
+        let left = left.into_iter().filter_map(|row| codec.decode::<ChangeRecord>(row).ok());
+        let left = left.filter(|record| record.payload.agent == self.agent);
         *self.settled() = left.collect();
         Ok(())
     }

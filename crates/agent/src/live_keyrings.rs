@@ -7,8 +7,8 @@
 //! call opens the one it needs, uses it and wipes it.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use fleet_kms_keyring::sealed::Kind;
@@ -24,11 +24,14 @@ use crate::records::rows;
 mod epochs;
 mod load;
 mod store_keys;
+mod uses;
 mod wraps;
 
 pub use epochs::{NextEpoch, SlotSealError};
 pub use load::{DamagedKek, Held, LoadError, Reloaded, unopened_rows};
 pub use store_keys::StoreKeys;
+pub use uses::LastUse;
+use uses::Uses;
 pub use wraps::WrapCounts;
 use wraps::Wraps;
 
@@ -56,6 +59,7 @@ pub struct LiveCluster {
     snapshot: ArcSwap<Snapshot>,
     reread: load::Reread,
     wraps: Wraps,
+    uses: Uses,
 }
 
 /// A DEK, wrapped.
@@ -144,11 +148,13 @@ impl MakesKeks for actions::Recovery {}
 pub struct LiveKeyrings {
     store_keys: ArcSwapOption<StoreKeys>,
     clusters: ArcSwap<HashMap<ClusterId, Arc<LiveCluster>>>,
-    /// Clusters whose keyring record is damaged.
-    damaged: HashSet<ClusterId>,
+    /// Since when uses have been noted.
+    since: OnceLock<Instant>,
     /// Whose each key id is, to tell a foreign one from one that nobody has
     /// without a look at every cluster. Only refusals read it; nothing leaves it.
     owners: RwLock<HashMap<KeyId, ClusterId>>,
+    /// Clusters whose keyring record is damaged.
+    damaged: HashSet<ClusterId>,
     generator: Generator,
 }
 
@@ -229,14 +235,7 @@ impl LiveKeyrings {
     /// Makes a committed snapshot visible to the next call. Called only after
     /// the transaction is durable.
     pub fn publish(&self, cluster: ClusterId, snapshot: Snapshot) {
-        let key_ids: Vec<_> = snapshot.keyring.versions().iter().map(|version| version.key_id).collect();
-        self.seat(cluster, Arc::new(snapshot));
-        // Afterwards: before, a caller's own new key id would be taken for another's.
-        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
-        owners.extend(key_ids.into_iter().map(|key_id| (key_id, cluster)));
-    }
-
-    fn seat(&self, cluster: ClusterId, snapshot: Arc<Snapshot>) {
+        let snapshot = Arc::new(snapshot);
         if self.clusters.load().get(&cluster).is_none() {
             let new = Arc::new(LiveCluster::new(Arc::clone(&snapshot), WrapCounts::default()));
             self.clusters.rcu(|clusters| {
@@ -247,8 +246,11 @@ impl LiveKeyrings {
         }
         // Also after an insert: another snapshot of the same cluster may have got in first.
         if let Some(live) = self.clusters.load().get(&cluster) {
-            live.replace(snapshot);
+            live.replace(Arc::clone(&snapshot));
         }
+        // Last of all: before, a caller's own new key id would be taken for another's.
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.extend(snapshot.keyring.versions().iter().map(|version| (version.key_id, cluster)));
     }
 
     /// Opens a CA's private key.
@@ -336,6 +338,7 @@ impl LiveCluster {
             snapshot: ArcSwap::new(snapshot),
             reread: load::Reread::default(),
             wraps: Wraps::from_flushed(wraps),
+            uses: Uses::default(),
         }
     }
 

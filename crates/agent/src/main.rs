@@ -89,8 +89,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Run => serve::run(config.load()?, generator)
             .map_err(|error| Failure { code: error.exit_code(), text: chain(&error) }),
         Command::CheckConfig => {
-            config.load()?;
+            let config = config.load()?;
             println!("the configuration is good");
+            if let Some(text) = block_on(check_store::look(&config))? {
+                println!("{text}");
+            }
             Ok(())
         }
         Command::Host(command) => {

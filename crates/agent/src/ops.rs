@@ -14,6 +14,7 @@ use fleet_kms_process::ops::{self, OpsState};
 use fleet_kms_transport::{Connections, Drain};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio_util::task::TaskTracker;
@@ -78,6 +79,7 @@ impl Collector for State {
         let now = (agent.clock())();
         let gauges = gauges(agent, now);
         let expiry = seconds_between(UNIX_EPOCH, agent.own.live().certificate().not_after());
+        let audit = agent.data_log.state();
         let (root_end, issuing_end) = agent.ca.live().load().ends();
         let unconfirmed = i64::from(agent.changes.unconfirmed().is_some());
         let lines = [
@@ -128,10 +130,22 @@ impl Collector for State {
                 expiry,
             ),
             (
-                "changes_unrecorded",
-                "Changes that were refused since the start because the audit could not take them",
+                "audit_changes_failing",
+                "1 while the audit's changes cannot be written, so that every change is refused",
                 None,
-                i64::try_from(agent.changes.unrecorded()).unwrap_or(i64::MAX),
+                i64::from(agent.changes.audit_is_failing()),
+            ),
+            (
+                "audit_data_failing",
+                "1 while the audit's data calls cannot be written",
+                None,
+                i64::from(audit.failing),
+            ),
+            (
+                "audit_cut_chains",
+                "Chains of the audit that ended before their stored head at the start",
+                None,
+                as_gauge(agent.audit_cut),
             ),
             (
                 "issuing_ca_expiry_timestamp",
@@ -163,6 +177,20 @@ impl Collector for State {
             let gauge = ConstGauge::new(value);
             let name = format!("fleet_kms_agent_{name}");
             gauge.encode(encoder.encode_descriptor(&name, help, unit.as_ref(), gauge.metric_type())?)?;
+        }
+        let counters = [
+            (
+                "audit_refused_changes",
+                "Changes refused because they could not be recorded",
+                agent.changes.refused(),
+            ),
+            ("audit_refused_calls", "Data calls refused because they could not be recorded", audit.refused),
+            ("audit_unrecorded_calls", "Data calls answered without a record of their own", audit.unrecorded),
+        ];
+        for (name, help, value) in counters {
+            let counter = ConstCounter::new(value);
+            let name = format!("fleet_kms_agent_{name}");
+            counter.encode(encoder.encode_descriptor(&name, help, None, counter.metric_type())?)?;
         }
         Ok(())
     }

@@ -14,11 +14,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 pub mod keyring;
+pub mod kinds;
 pub mod payload;
 pub mod rows;
-
-/// The format of every record that this release writes.
-pub const FORMAT: u8 = 1;
 
 const HEADER: usize = 1 + 4 + 8;
 const TAG: usize = 32;
@@ -27,8 +25,16 @@ const ELEMENT_CONTEXT: &[u8] = b"fleet-kms/row/1";
 
 /// The payload of one kind of record.
 pub trait Payload: prost::Message + Default + Clone {
+    /// The format that this release writes; it reads every one up to it.
+    const FORMAT: u8;
     /// What an operator reads when such a record is damaged.
     const WHAT: &'static str;
+
+    /// Gives the fields that `format` did not have the meaning that they had
+    /// then. Called on what is read, so that nobody else knows old formats.
+    fn upgrade(&mut self, format: u8) {
+        let _ = format;
+    }
 }
 
 /// A record read from the store, or about to be written.
@@ -61,9 +67,9 @@ pub enum RecordError {
     Short { row: String, what: &'static str, length: usize },
     /// Written by a later release.
     #[error(
-        "{what} in row {row} has format {format}, this release knows up to {FORMAT}; run the release that wrote it"
+        "{what} in row {row} has format {format}, this release knows up to {known}; run the release that wrote it"
     )]
-    Newer { row: String, what: &'static str, format: u8 },
+    Newer { row: String, what: &'static str, format: u8, known: u8 },
     /// The epoch's key is not loaded.
     #[error("{what} in row {row} is of epoch {epoch}, whose store key is not open")]
     Epoch { row: String, what: &'static str, epoch: u32 },
@@ -114,11 +120,11 @@ impl Codec {
 
     /// Encodes a record for `row`: header ‖ payload ‖ tag.
     pub fn encode<P: Payload>(&self, row: &RowName, seq: u64, payload: &P) -> Vec<u8> {
-        self.frame(row, seq, |bytes| payload.encode_raw(bytes))
+        self.frame(P::FORMAT, row, seq, |bytes| payload.encode_raw(bytes))
     }
 
-    fn frame(&self, row: &RowName, seq: u64, payload: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-        let mut bytes = vec![FORMAT];
+    fn frame(&self, format: u8, row: &RowName, seq: u64, payload: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let mut bytes = vec![format];
         bytes.extend_from_slice(&self.epoch().to_be_bytes());
         bytes.extend_from_slice(&seq.to_be_bytes());
         payload(&mut bytes);
@@ -135,15 +141,18 @@ impl Codec {
     /// [`RecordError`].
     pub fn decode<P: Payload>(&self, row: Row) -> Result<Record<P>, RecordError> {
         let what = P::WHAT;
-        let (seq, payload) = self.authenticate(&row, what)?;
-        let payload = P::decode(payload).map_err(|source| {
+        refuse_newer(&row, what, P::FORMAT)?;
+        let (format, seq, payload) = self.authenticate(&row, what)?;
+        let mut payload = P::decode(payload).map_err(|source| {
             let row = row.name.as_str().to_owned();
             RecordError::Payload { row, what, source }
         })?;
+        payload.upgrade(format);
         Ok(Record { row: row.name, revision: row.revision, seq, payload, stored: row.bytes })
     }
 
-    /// Says whether `row` holds a record of this store, of whatever kind.
+    /// Says whether `row` holds a record of this store, of whatever kind and
+    /// format.
     pub fn is_authentic(&self, row: &Row) -> bool {
         self.authenticate(row, "a record").is_ok()
     }
@@ -157,8 +166,8 @@ impl Codec {
         mac.is_some_and(|mac| mac.verify_slice(tag).is_ok())
     }
 
-    /// Checks format and tag; returns seq and payload.
-    fn authenticate<'a>(&self, row: &'a Row, what: &'static str) -> Result<(u64, &'a [u8]), RecordError> {
+    /// Checks the tag; returns format, seq and payload.
+    fn authenticate<'a>(&self, row: &'a Row, what: &'static str) -> Result<(u8, u64, &'a [u8]), RecordError> {
         let name = || row.name.as_str().to_owned();
         let (body, tag) = row
             .bytes
@@ -167,9 +176,6 @@ impl Codec {
             .ok_or_else(|| RecordError::Short { row: name(), what, length: row.bytes.len() })?;
         let (header, payload) = body.split_first_chunk::<HEADER>().expect("checked above");
         let [format, e0, e1, e2, e3, seq @ ..] = *header;
-        if format != FORMAT {
-            return Err(RecordError::Newer { row: name(), what, format });
-        }
         let epoch = u32::from_be_bytes([e0, e1, e2, e3]);
         let mac = self.record_mac(epoch, &row.name, body).ok_or_else(|| RecordError::Epoch {
             row: name(),
@@ -177,7 +183,7 @@ impl Codec {
             epoch,
         })?;
         mac.verify_slice(tag).map_err(|_| RecordError::Tag { row: name(), what })?;
-        Ok((u64::from_be_bytes(seq), payload))
+        Ok((format, u64::from_be_bytes(seq), payload))
     }
 
     /// Returns a codec that no longer reads epochs before the writing one: the
@@ -191,8 +197,8 @@ impl Codec {
         Self { store: self.store, epochs: Vec::new() }
     }
 
-    /// Writes a record again under the writing epoch, whatever its payload is;
-    /// `None` when it is of that epoch.
+    /// Writes a record again under the writing epoch, whatever its payload is,
+    /// in the format that it has; `None` when it is of that epoch.
     ///
     /// # Errors
     ///
@@ -201,8 +207,11 @@ impl Codec {
         if epoch_of(&row.bytes) == Some(self.epoch()) {
             return Ok(None);
         }
-        let (seq, payload) = self.authenticate(row, "a record")?;
-        Ok(Some(self.frame(&row.name, seq + 1, |bytes| bytes.extend_from_slice(payload))))
+        if let Some(kind) = kinds::of_row(row.name.as_str()) {
+            refuse_newer(row, kind.what, kind.format)?;
+        }
+        let (format, seq, payload) = self.authenticate(row, "a record")?;
+        Ok(Some(self.frame(format, &row.name, seq + 1, |bytes| bytes.extend_from_slice(payload))))
     }
 
     /// Returns a row's element of the head's set hash: a PRF of name and bytes
@@ -228,6 +237,21 @@ impl Codec {
     fn mac(&self, epoch: u32) -> Option<Hmac<Sha256>> {
         let (_, key) = self.epochs.iter().find(|(known, _)| *known == epoch)?;
         Some(Hmac::new_from_slice(key.expose_secret()).expect("HMAC takes keys of any length"))
+    }
+}
+
+/// Returns the format that a record says it is of. Unproven until it opens.
+pub fn format_of(stored: &[u8]) -> Option<u8> {
+    stored.first().copied()
+}
+
+/// Before the tag, which a later release may make otherwise.
+fn refuse_newer(row: &Row, what: &'static str, known: u8) -> Result<(), RecordError> {
+    match format_of(&row.bytes) {
+        Some(format) if format > known => {
+            Err(RecordError::Newer { row: row.name.as_str().to_owned(), what, format, known })
+        }
+        _ => Ok(()),
     }
 }
 

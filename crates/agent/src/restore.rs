@@ -14,7 +14,6 @@ use fleet_kms_process::exit;
 use fleet_kms_seal::RootSlot;
 use fleet_kms_store::{SqliteStore, Store};
 use fleet_kms_transport::Clock;
-use time::OffsetDateTime;
 
 use crate::backup::{self, Unsound};
 use crate::bans::{self, Bans, BansError};
@@ -27,6 +26,7 @@ use crate::ledger::{Generator, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
 use crate::recovery::{RecoverError, Recovered, Recovery};
 use crate::storage::{self, Storage, StorageError};
+use crate::times::stamp;
 use crate::witness::{Seen, Witness};
 
 /// What `restore` is told on its command line.
@@ -227,10 +227,7 @@ pub(crate) fn audits(config: &Config, bans_from: &[PathBuf]) -> Vec<PathBuf> {
 
 /// What the store that was there is called from now on.
 fn suffix(clock: &Clock) -> String {
-    let now = OffsetDateTime::from(clock());
-    let (hour, minute, second) = now.to_hms();
-    let (year, month, day) = (now.year(), u8::from(now.month()), now.day());
-    format!(".replaced-{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
+    format!(".replaced-{}", stamp(clock()))
 }
 
 /// Gives what root made in the agent's directories to their owners, so that the

@@ -2,26 +2,20 @@
 //!
 //! A restored store has forgotten the certificates that were issued since its
 //! backup. Their issue numbers are higher than the ones on record and not above
-//! the floor from which the restored store went on to count. For 187 days such
-//! a certificate of our CA is taken once for each identity that is not banned,
-//! so that no node has to be touched by hand.
+//! the floor from which the restored store went on to count. For the time that a
+//! cluster's nodes may be off and a certificate's life (187 days by default) such
+//! a certificate of our CA is taken once for each identity that is not banned, so
+//! that no node has to be touched by hand.
 
 use std::time::{Duration, SystemTime};
 
 use crate::ca::LEAF_LIFE;
-use crate::enrolment::issue::MAX_OFFLINE;
 use crate::identities::LiveIdentity;
 use crate::records::payload::RestoredRecord;
 use crate::times::{from_ms, to_ms};
 
 /// How far the issue numbers jump: further than any store issues in its life.
 pub const ISSUE_NUMBER_JUMP: u64 = 1 << 40;
-
-/// How long certificates from before a restore are good: a node that was off
-/// for as long as it may be, with a certificate issued right before.
-pub fn window() -> Duration {
-    MAX_OFFLINE + LEAF_LIFE
-}
 
 /// The last restore of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +52,17 @@ impl Restored {
     /// Says whether a certificate with `number`, which chains to our CA and is
     /// no longer, or not, on record, is to be taken as the identity's current
     /// one. `identity` is what the store knows of it, if anything.
-    pub fn readopts(&self, identity: Option<&LiveIdentity>, number: u64, now: SystemTime) -> bool {
+    pub fn readopts(
+        &self,
+        identity: Option<&LiveIdentity>,
+        number: u64,
+        now: SystemTime,
+        max_offline: Duration,
+    ) -> bool {
+        // A node that was off for as long as it may be, with a certificate issued right before.
+        let window = max_offline + LEAF_LIFE;
         // A clock that is behind the restore lengthens the time, it does not end it.
-        let open = now.duration_since(self.at).unwrap_or_default() <= window();
+        let open = now.duration_since(self.at).unwrap_or_default() <= window;
         let on_record = match identity {
             Some(identity) if identity.banned => return false,
             Some(identity) if identity.readopted.is_some_and(|at| at >= self.at) => return false,
@@ -82,8 +84,10 @@ mod tests {
     use super::*;
     use crate::authz::Scope;
     use crate::identities::Issued;
+    use crate::max_offline::MaxOffline;
 
     const AT: u64 = 1_800_000_000_000;
+    const OFF: Duration = MaxOffline::DEFAULT.time();
 
     fn restored() -> Restored {
         Restored { at: from_ms(AT), issued_before: 100, issued_floor: 100 + ISSUE_NUMBER_JUMP }
@@ -107,22 +111,22 @@ mod tests {
     #[test]
     fn a_higher_number_than_the_rows_is_taken_and_a_lower_or_equal_one_is_not() {
         let (restored, identity) = (restored(), identity(40));
-        let takes = |number| restored.readopts(Some(&identity), number, from_ms(AT));
+        let takes = |number| restored.readopts(Some(&identity), number, from_ms(AT), OFF);
         assert!(takes(41) && takes(101) && takes(restored.issued_floor));
         assert!(!takes(40) && !takes(39) && !takes(restored.issued_floor + 1));
     }
 
     #[test]
     fn an_identity_that_was_enrolled_after_the_backup_is_known_by_its_number() {
-        assert!(restored().readopts(None, 101, from_ms(AT)));
+        assert!(restored().readopts(None, 101, from_ms(AT), OFF));
         // Removed before the backup.
-        assert!(!restored().readopts(None, 100, from_ms(AT)));
+        assert!(!restored().readopts(None, 100, from_ms(AT), OFF));
     }
 
     #[test]
     fn it_happens_once_never_for_a_banned_one_and_ends_after_187_days() {
         let restored = restored();
-        let takes = |identity: &LiveIdentity, now| restored.readopts(Some(identity), 50, now);
+        let takes = |identity: &LiveIdentity, now| restored.readopts(Some(identity), 50, now, OFF);
         let day = Duration::from_secs(86_400);
         assert!(takes(&identity(40), restored.at + day * 187));
         assert!(!takes(&identity(40), restored.at + day * 187 + Duration::from_secs(1)));

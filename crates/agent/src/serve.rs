@@ -33,10 +33,11 @@ use crate::errors::chain;
 use crate::grpc_code::with_reason;
 use crate::in_flight::InFlightLayer;
 use crate::ledger::Generator;
-use crate::rotation::{Pace, Schedule};
+use crate::rotation::Schedule;
 use crate::slots::reseal;
+use crate::trail::upkeep;
 use crate::turned_away::TurnedAway;
-use crate::{admin, backup, local, ops, wraps};
+use crate::{admin, backup, high_water, local, ops, wraps};
 
 /// The largest request of the data port: 512 wrapped DEKs of 32 bytes are 49 KiB.
 const MAX_DATA_REQUEST: usize = 64 << 10;
@@ -64,8 +65,6 @@ const CA_EVERY: Duration = Duration::from_secs(60);
 const DATES_EVERY: Duration = Duration::from_secs(5);
 /// How long a stop waits for background work.
 const WORK_GRACE: Duration = Duration::from_millis(500);
-/// Data calls are summed up into audit lines so often.
-const AUDIT_FLUSH_EVERY: Duration = Duration::from_secs(10);
 
 /// Why the agent stopped before it served, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +186,7 @@ async fn serve(
     let connections = Connections::observed_by(turned_away.observer());
     spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
     let work = TaskTracker::new();
-    spawn_work(&work, &agent, config.pace, &stop);
+    spawn_work(&work, &agent, config, &stop);
     match local::bind(&local::path_of(&config.store)) {
         Ok(local) => drop(tasks.spawn(local::serve(local, Arc::clone(&agent), drain.clone()))),
         // A full disk keeps commands on this host away, and nobody else.
@@ -209,7 +208,7 @@ async fn serve(
     if tokio::time::timeout(WORK_GRACE, work.wait()).await.is_err() {
         tracing::info!("stopping in the middle of background work; it goes on at the next start");
     }
-    flush_audit(Arc::clone(&agent)).await;
+    upkeep::finish(&agent).await;
     if let Err(error) = wraps::flush(&agent.keyrings, &agent.changes).await {
         tracing::warn!(error = chain(&error), "the last counted wraps are lost");
     }
@@ -269,13 +268,13 @@ fn spawn_ports(
     ops::spawn(tasks, agent, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
 }
 
-fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, pace: Pace, stop: &CancellationToken) {
+fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, config: &Config, stop: &CancellationToken) {
     let schedule = Schedule::new(
         Arc::clone(&agent.control_plane),
         Arc::clone(&agent.keyrings),
         Arc::clone(&agent.changes),
         (Arc::clone(agent.clock()), clocks::monotonic),
-        pace,
+        config.pace,
     );
     tasks.spawn(schedule.run(stop.clone()));
     tasks.spawn(wraps::run(Arc::clone(&agent.keyrings), Arc::clone(&agent.changes), stop.clone()));
@@ -291,8 +290,12 @@ fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, pace: Pace, stop: &Cancel
         ca.follow_dates();
         std::future::ready(())
     }));
-    let flushing = Arc::clone(agent);
-    tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || flush_audit(Arc::clone(&flushing))));
+    tasks.spawn(upkeep::run(Arc::clone(agent), config.audit_options, stop.clone()));
+    let looking = Arc::clone(agent);
+    tasks.spawn(every(high_water::LOOK_EVERY, stop.clone(), move || {
+        let agent = Arc::clone(&looking);
+        async move { agent.look_at_the_clock().await }
+    }));
 }
 
 /// Does something again and again until `stop`.
@@ -306,17 +309,5 @@ async fn every<F: Future<Output = ()> + Send>(
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => act().await,
         }
-    }
-}
-
-/// Waits for the disk off the runtime's threads; one flush at a time.
-async fn flush_audit(agent: Arc<Agent>) {
-    let flush = move || {
-        if let Err(error) = agent.data_log.flush((agent.clock())()) {
-            tracing::error!(error = chain(&error), "the data summary cannot be written to the audit");
-        }
-    };
-    if tokio::task::spawn_blocking(flush).await.is_err() {
-        tracing::error!("the data summary was not written: its task ended");
     }
 }

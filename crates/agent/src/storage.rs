@@ -15,11 +15,15 @@ use fleet_kms_store::{CommitError, OpenError, ReadError, SqliteStore, Store};
 
 use crate::ledger::{Generator, HeadError, Ledger};
 use crate::live_keyrings::StoreKeys;
+use crate::migration::{self, Outlook};
 use crate::records::{Codec, rows};
 use crate::root::{Root, RootError};
 
-/// The format of the `meta` row.
-const META_FORMAT: u8 = 1;
+/// The format of the database, which its `meta` row says: no record in it is
+/// older than this format asks for. It rises with the format of any record.
+pub const FORMAT: u8 = 2;
+/// The oldest one that this release opens and migrates.
+const OLDEST_FORMAT: u8 = 1;
 /// The first epoch of a store key.
 const FIRST_EPOCH: u32 = 1;
 /// More root slots than any store has.
@@ -50,7 +54,9 @@ pub enum StorageError {
     #[error("{path} is not an initialised store; run kms-agent init, or restore a backup")]
     NotInitialised { path: String },
     /// The `meta` row was written by a later release.
-    #[error("{path} has format {format}, this release knows {META_FORMAT}; run the release that wrote it")]
+    #[error(
+        "{path} has format {format}, this release knows up to {FORMAT}; run the release that wrote it, or restore a backup that was made before the upgrade"
+    )]
     Newer { path: String, format: u8 },
     /// The root key file cannot be used.
     #[error(transparent)]
@@ -181,6 +187,19 @@ pub async fn open_with(
     finish(store, slot_id, store_key, agent, generator).await
 }
 
+/// Looks at the format of a store that may be in use, without a key: what
+/// `kms-agent run` will do with it.
+///
+/// # Errors
+///
+/// When the file is no store, or a later release's.
+pub async fn look(path: &Path) -> Result<Option<Outlook>, StorageError> {
+    let open = |source| StorageError::Open { path: text(path), source };
+    let store = SqliteStore::open_read_only(path).map_err(open)?;
+    read_meta(&store, path).await?;
+    Ok(migration::outlook(&store).await?)
+}
+
 /// Reads the root slots of a store, without a key.
 ///
 /// # Errors
@@ -232,17 +251,18 @@ async fn read_meta(store: &dyn Store, path: &Path) -> Result<StoreId, StorageErr
     let row = store.get(&rows::fixed(rows::META)).await?;
     let row = row.ok_or_else(|| StorageError::NotInitialised { path: text(path) })?;
     match row.bytes.split_first() {
-        Some((&META_FORMAT, id)) => {
+        Some((OLDEST_FORMAT..=FORMAT, id)) => {
             let id = id.try_into().map_err(|_| StorageError::NotInitialised { path: text(path) })?;
             Ok(StoreId::from_bytes(id))
         }
-        Some((&format, _)) if format > META_FORMAT => Err(StorageError::Newer { path: text(path), format }),
+        Some((&format, _)) if format > FORMAT => Err(StorageError::Newer { path: text(path), format }),
         _ => Err(StorageError::NotInitialised { path: text(path) }),
     }
 }
 
-fn meta(id: StoreId) -> Vec<u8> {
-    let mut bytes = vec![META_FORMAT];
+/// The bytes of the `meta` row of a store that is of this release's format.
+pub(crate) fn meta(id: StoreId) -> Vec<u8> {
+    let mut bytes = vec![FORMAT];
     bytes.extend_from_slice(id.as_bytes());
     bytes
 }

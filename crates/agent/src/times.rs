@@ -3,6 +3,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use time::OffsetDateTime;
+
 /// Returns the milliseconds since the Unix epoch; earlier times count as 0.
 pub fn to_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -12,6 +14,15 @@ pub fn to_ms(time: SystemTime) -> u64 {
 /// Returns the time of so many milliseconds.
 pub fn from_ms(ms: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(ms)
+}
+
+/// Returns a time to the second as it stands in names of files, such as
+/// `20261124T084603Z`: it sorts.
+pub fn stamp(time: SystemTime) -> String {
+    let at = OffsetDateTime::from(time);
+    let (date, month) = (at.date(), u8::from(at.month()));
+    let (hour, minute, second) = at.to_hms();
+    format!("{:04}{month:02}{:02}T{hour:02}{minute:02}{second:02}Z", date.year(), date.day())
 }
 
 /// Returns `None` for 0.

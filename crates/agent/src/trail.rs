@@ -5,6 +5,10 @@ use fleet_kms_audit as audit;
 use fleet_kms_keyring::ClusterId;
 use serde_json::{Map, Value};
 
+pub mod heads;
+pub mod retention;
+pub mod upkeep;
+
 /// What every line says.
 #[derive(Debug, Clone)]
 struct About {

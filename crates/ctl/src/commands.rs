@@ -1,6 +1,7 @@
 //! Runs one command: opens the link when the command first needs it, and
 //! turns the outcome into text and exit code.
 
+mod audit;
 mod ca;
 mod changes;
 mod cluster;
@@ -45,6 +46,7 @@ async fn dispatch(cli: Cli, console: &mut Console) -> Result<(), Failure> {
         Noun::Cluster(verb) => cluster::run(&mut session, verb).await,
         Noun::Key(verb) => key::run(&mut session, verb).await,
         Noun::Node(verb) => node::run(&mut session, verb).await,
+        Noun::Audit(verb) => audit::run(&mut session, verb).await,
         Noun::Ca(verb) => ca::run(&mut session, verb).await,
         Noun::Status(args) => status::run(&mut session, &args).await,
         Noun::Context(verb) => context::run(&mut session, verb),

@@ -27,8 +27,6 @@ pub struct KeyVersion {
     pub deactivated: Option<SystemTime>,
     /// Since when it has been Disabled.
     pub disabled: Option<SystemTime>,
-    /// Wraps under it, as last flushed.
-    pub wraps: u64,
     /// Whether no verified backup is known to hold it.
     pub unbacked: bool,
 }
@@ -223,7 +221,6 @@ mod tests {
             activated: Some(at(0)),
             deactivated: Some(at(1_000)),
             disabled: None,
-            wraps: 0,
             unbacked: false,
         }
     }

@@ -165,13 +165,6 @@ impl Keyring {
         }
     }
 
-    /// Adds wraps that were counted in memory; unknown versions are ignored, the count is only a hint.
-    pub fn add_wraps(&mut self, version: Version, wraps: u64) {
-        if let Some(found) = self.find_mut(version) {
-            found.wraps = found.wraps.saturating_add(wraps);
-        }
-    }
-
     /// Notes that a verified backup holds every version up to `highest`.
     pub fn mark_backed(&mut self, highest: Version) {
         for version in self.versions.iter_mut().filter(|v| v.version <= highest) {
@@ -299,7 +292,6 @@ fn new_next(version: Version, key_id: KeyId, now: SystemTime) -> KeyVersion {
         activated: None,
         deactivated: None,
         disabled: None,
-        wraps: 0,
         unbacked: true,
     }
 }

@@ -39,7 +39,6 @@ fn with_subject(state: State) -> (Keyring, Version) {
         activated: (state != State::Next).then(|| now() - 20 * DAY),
         deactivated: (!matches!(state, State::Next | State::Active)).then(|| now() - DAY),
         disabled: None,
-        wraps: 0,
         unbacked: false,
     };
     let subject = match state {

@@ -15,6 +15,7 @@ use fleet_kms_agent::agent::Agent;
 use fleet_kms_agent::authz::actions;
 use fleet_kms_agent::caller::Caller;
 use fleet_kms_agent::config::{self, Config, RawConfig};
+use fleet_kms_agent::control_plane::NewCluster;
 use fleet_kms_agent::enrolment::issue::Join;
 use fleet_kms_agent::enrolment::tokens::{self, TokenTerms};
 use fleet_kms_agent::init;
@@ -136,7 +137,8 @@ impl Template {
         let admin =
             peer(&fleet_kms_identity::split_pem_chain(&fs::read(admin_directory.join("first.crt"))?)?)?;
         let permit = agent.policy.permit_fleet::<actions::ClusterCreate>(&admin)?;
-        let cluster = agent.control_plane.create_cluster(&permit, CLUSTER, None, None).await?.id;
+        let new = |name| NewCluster { name, period: None, max_offline: None };
+        let cluster = agent.control_plane.create_cluster(&permit, new(CLUSTER), None).await?.id;
         let saved = match scene {
             Scene::WithBackup => Some(save(&agent, directory.path()).await?),
             _ => None,
@@ -145,7 +147,7 @@ impl Template {
         if scene == Scene::WithSecondSlot {
             for number in 0..MORE_CLUSTERS {
                 let name = format!("{CLUSTER}-{number}");
-                agent.control_plane.create_cluster(&permit, &name, None, None).await?;
+                agent.control_plane.create_cluster(&permit, new(&name), None).await?;
             }
             let file = directory.path().join("second.key");
             let slot = FileSlot::create(&file, &mut *generator())?;

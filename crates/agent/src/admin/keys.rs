@@ -104,9 +104,10 @@ async fn change<A: ChangesVersion>(
     let number = version(&number)?;
     let before = snapshot(&call, &cluster)?;
     before.keyring.by_version(number).ok_or_else(no_version)?;
+    let evidence = call.agent().control_plane.evidence(&cluster.id, number);
     if options.dry_run {
         let rehearsed =
-            rehearse(&call, &options, &before, |keyring, now| A::CHANGE.apply(keyring, number, now))?;
+            rehearse(&call, &options, &before, |keyring, _| A::CHANGE.apply(keyring, number, &evidence))?;
         let effects = effects(&before.keyring, &rehearsed);
         return Ok(Json(Change { applied: false, effects, warnings: Vec::new(), result: None }));
     }
@@ -126,7 +127,8 @@ pub(super) async fn explain(
     let number = version(&number)?;
     let snapshot = snapshot(&call, &cluster)?;
     let found = snapshot.keyring.by_version(number).ok_or_else(no_version)?;
-    let guards = guards(found).into_iter();
+    let evidence = call.agent().control_plane.evidence(&cluster.id, number);
+    let guards = guards(found, &evidence).into_iter();
     let guards: Vec<Guard> =
         guards.map(|guard| Guard { name: guard.name.to_owned(), ok: guard.ok, why: guard.why }).collect();
     Ok(Json(Explanation {

@@ -14,7 +14,8 @@ use fleet_kms_keyring::TransitionError;
 use crate::authz::Denied;
 use crate::ca::RolloverError;
 use crate::changes::ChangeError;
-use crate::control_plane::{CreateError, KeyChangeError};
+use crate::clusters::ClusterError;
+use crate::control_plane::{ClusterChangeError, CreateError, KeyChangeError};
 use crate::enrolment::issue::{IssueFailure, NodeChangeError};
 use crate::enrolment::tokens::{TermsError, TokenChangeError, TokenError};
 use crate::errors::chain;
@@ -133,11 +134,25 @@ impl From<CreateError> for Refused {
         match error {
             CreateError::Name(_) => Self::field("name", text, "choose another name"),
             CreateError::Period(_) => Self::field("period", text, "use 1h to 3650d, such as 30d"),
+            CreateError::MaxOffline(_) => Self::field("max_offline", text, "use 7d to 730d, such as 180d"),
             CreateError::Exists(_) => Self::new(Code::AlreadyExists, text, "choose another name"),
             CreateError::Keys(error) => error.into(),
             CreateError::Ledger(error) => error.into(),
             CreateError::NoBackup(_) => {
                 Self::new(Code::Unavailable, text, "make a backup: look at the agent's log")
+            }
+        }
+    }
+}
+
+impl From<ClusterChangeError> for Refused {
+    fn from(error: ClusterChangeError) -> Self {
+        let text = chain(&error);
+        match error {
+            ClusterChangeError::UnknownCluster => no_cluster(),
+            ClusterChangeError::Cluster(ClusterError::Field { .. }) => internal(&text),
+            ClusterChangeError::Cluster(ClusterError::Ledger(error)) | ClusterChangeError::Ledger(error) => {
+                error.into()
             }
         }
     }
@@ -237,6 +252,7 @@ impl From<IssueFailure> for Refused {
             }
             IssueFailure::Audit(_) => Self::new(Code::Unavailable, text, "look at the audit's disk"),
             IssueFailure::Identity(_)
+            | IssueFailure::Cluster(_)
             | IssueFailure::Sign(_)
             | IssueFailure::NoIssueNumber
             | IssueFailure::IssueNumbers => internal(&text),

@@ -34,6 +34,7 @@ pub(super) fn cluster(
         activated: activated.into(),
         age_seconds: now.duration_since(activated).unwrap_or_default().as_secs(),
         period: HumanDuration::from(keyring.policy().period()),
+        max_offline: Some(HumanDuration::from(cluster.max_offline.time())),
         next_rotation: due.into(),
         overdue: due < now,
         versions: u32::try_from(kept).unwrap_or(u32::MAX),

@@ -102,6 +102,8 @@ table! {
     ClusterCreate = "cluster_create" => [OPERATOR],
     /// Show one cluster.
     ClusterShow = "cluster_show" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
+    /// Change how long a cluster's nodes may be off.
+    MaxOfflineSet = "max_offline_set" => [OPERATOR],
     /// List a cluster's versions.
     KeyVersions = "key_versions" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// Rotate a cluster's KEK now.
@@ -134,6 +136,10 @@ table! {
     NodeUnban = "node_unban" => [OPERATOR],
     /// Remove a node.
     NodeRemove = "node_remove" => [OPERATOR],
+    /// Search the agent's audit.
+    AuditSearch = "audit_search" => [OPERATOR, KEY_OFFICER, AUDITOR],
+    /// List the ends of the agents' audit chains.
+    AuditHeads = "audit_heads" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// Show the fleet CA.
     CaShow = "ca_show" => [OPERATOR, KEY_OFFICER, AUDITOR],
     /// Replace the issuing CA or the root in good order.

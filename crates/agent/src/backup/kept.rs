@@ -7,10 +7,10 @@ use std::time::SystemTime;
 
 use fleet_kms_keyring::SlotId;
 use fleet_kms_store::SqliteStore;
-use time::OffsetDateTime;
 
 use super::{BackupError, blocking, text};
 use crate::storage;
+use crate::times::stamp;
 
 const BEFORE: &str = "store-";
 const AFTER: &str = ".db";
@@ -28,10 +28,7 @@ pub struct Kept {
 
 /// Returns the name of a backup made at `now`.
 pub(super) fn name_at(now: SystemTime) -> String {
-    let at = OffsetDateTime::from(now);
-    let (date, month) = (at.date(), u8::from(at.month()));
-    let (hour, minute, second) = at.to_hms();
-    format!("{BEFORE}{:04}{month:02}{:02}T{hour:02}{minute:02}{second:02}Z{AFTER}", date.year(), date.day())
+    format!("{BEFORE}{}{AFTER}", stamp(now))
 }
 
 /// Lists the backups in a directory, oldest first; no other file is one.

@@ -20,8 +20,8 @@ use super::generation::{
 use super::load::{key_of, only_active, prefix};
 use super::{LEAF_LIFE, LoadError, SignError};
 use crate::changes::{ChangeError, Changes};
-use crate::enrolment::issue::MAX_OFFLINE;
 use crate::ledger::{Changeset, Generator};
+use crate::max_offline::MaxOffline;
 use crate::records::payload::{AuthorityRecord, AuthorityState};
 use crate::records::{Record, rows};
 use crate::times::{from_ms, optional, to_ms};
@@ -172,7 +172,7 @@ impl Generations {
         }
         let is_known = |root: &&Record<AuthorityRecord>| {
             let retired = optional(root.payload.retired_ms);
-            retired.is_some_and(|retired| now <= retired + LEAF_LIFE + MAX_OFFLINE)
+            retired.is_some_and(|retired| now <= retired + LEAF_LIFE + MaxOffline::DEFAULT.time())
         };
         let makes_one_more = matches!(what, Roll::Root | Roll::RootIfPrepared);
         if makes_one_more && self.roots.iter().filter(is_known).count() >= MAX_RETIRING {

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use fleet_kms_identity::{Certificate, KeyPair};
+use fleet_kms_identity::{Certificate, KeyPair, StatementError};
 use p256::ecdsa::signature::Verifier;
 use p256::ecdsa::{Signature, VerifyingKey};
 use x509_parser::certificate::X509Certificate;
@@ -131,6 +131,27 @@ async fn a_time_answer_is_signed_by_the_issuing_ca_over_nonce_time_and_key() {
     key.verify(&message, &signature).unwrap();
     message[16] ^= 1;
     assert!(key.verify(&message, &signature).is_err());
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_judged_by_the_fleets_roots_alone() {
+    let (rig, other) = (Rig::new().await, Rig::new().await);
+    let authorities = rig.authorities.load_full();
+    let signature = authorities.sign_checkpoint("text").unwrap();
+    let (issuers, roots) = (authorities.issuers(rig.now()), [authorities.root().to_vec()]);
+    let judge = |text: &str, signature: &[u8], roots: &[Vec<u8>]| {
+        fleet_kms_identity::verify_statement(&fleet_kms_audit::message(text), signature, &issuers, roots)
+    };
+    assert_eq!(judge("text", &signature, &roots), Ok(()));
+    assert_eq!(judge("texu", &signature, &roots), Err(StatementError::Signature));
+    let foreign = other.authorities.load_full();
+    assert_eq!(judge("text", &signature, &[foreign.root().to_vec()]), Err(StatementError::Chain));
+    assert_eq!(
+        judge("text", &foreign.sign_checkpoint("text").unwrap(), &roots),
+        Err(StatementError::Signature)
+    );
+    let time = authorities.sign_time(&[1; 32], 1, &[2; 32]).unwrap();
+    assert_eq!(judge("text", &time, &roots), Err(StatementError::Signature), "another context");
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use super::generation::{MAX_RETIRING, activates};
 use super::{ADMIN_LIFE, LEAF_LIFE};
-use crate::enrolment::issue::MAX_OFFLINE;
+use crate::max_offline::MaxOffline;
 use crate::records::payload::AuthorityState;
 
 /// Root or issuing CA.
@@ -78,7 +78,7 @@ impl Stored {
 fn trusted_for(port: Port) -> Duration {
     match port {
         Port::Data => LEAF_LIFE,
-        Port::Enrolment => LEAF_LIFE + MAX_OFFLINE,
+        Port::Enrolment => LEAF_LIFE + MaxOffline::DEFAULT.time(),
         Port::Admin => ADMIN_LIFE,
     }
 }

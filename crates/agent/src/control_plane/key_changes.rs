@@ -1,18 +1,16 @@
 //! What an operator or a key officer does to the policy and to single
-//! versions, and the guards before a destruction.
+//! versions.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fleet_kms_keyring::rotation::RotationPolicy;
-use fleet_kms_keyring::{KeyVersion, Keyring, State, Version};
+use fleet_kms_keyring::{Keyring, Version};
 use fleet_kms_store::Revision;
 
+use super::destruction::{DESTRUCTION_WAIT, Evidence, refusal};
 use super::{ControlPlane, KeyChangeError};
 use crate::authz::{Action, Permit, actions};
 use crate::changes::ChangeError;
-
-/// Waiting period between the order and the destruction.
-pub const DESTRUCTION_WAIT: Duration = Duration::from_secs(30 * 86_400);
 
 /// What a caller says along with a change.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,18 +77,18 @@ impl VersionChange {
         self,
         keyring: &mut Keyring,
         version: Version,
-        now: SystemTime,
+        evidence: &Evidence,
     ) -> Result<(), KeyChangeError> {
         match self {
-            Self::Disable => keyring.disable(version, now)?,
+            Self::Disable => keyring.disable(version, evidence.now)?,
             Self::Enable => keyring.enable(version)?,
             Self::CancelDestruction => keyring.cancel_destruction(version)?,
             Self::ScheduleDestruction => {
                 let mut scheduled = keyring.clone();
                 // The state first: what it forbids, no evidence can allow.
-                scheduled.schedule_destruction(version, now, DESTRUCTION_WAIT)?;
-                let guards = keyring.by_version(version).map(guards).unwrap_or_default();
-                if let Some(guard) = guards.into_iter().find(|guard| !guard.ok) {
+                scheduled.schedule_destruction(version, evidence.latest, DESTRUCTION_WAIT)?;
+                let found = keyring.by_version(version);
+                if let Some(guard) = found.and_then(|found| refusal(found, evidence)) {
                     return Err(KeyChangeError::Guarded { version, why: guard.why });
                 }
                 *keyring = scheduled;
@@ -98,34 +96,6 @@ impl VersionChange {
         }
         Ok(())
     }
-}
-
-/// One guard before a destruction.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DestructionGuard {
-    /// Its stable name.
-    pub name: &'static str,
-    /// Whether it agrees.
-    pub ok: bool,
-    /// Why.
-    pub why: String,
-}
-
-/// Asks every guard about a version.
-///
-/// No census is taken yet, so nothing can be destroyed.
-pub fn guards(version: &KeyVersion) -> Vec<DestructionGuard> {
-    let disabled = matches!(version.state, State::Disabled | State::DestroyScheduled { .. });
-    let guard = |name, ok, yes: &str, no: &str| DestructionGuard {
-        name,
-        ok,
-        why: if ok { yes.to_owned() } else { no.to_owned() },
-    };
-    vec![
-        guard("disabled", disabled, "it is disabled", "it is not disabled; disable it first"),
-        guard("census", false, "", "no census"),
-        guard("backup", !version.unbacked, "a verified backup holds it", "no verified backup holds it"),
-    ]
 }
 
 impl ControlPlane {
@@ -140,8 +110,9 @@ impl ControlPlane {
         version: Version,
         wish: Wish<'_>,
     ) -> Result<(), ChangeError<KeyChangeError>> {
-        self.change_keyring(permit, wish, Some(version), |keyring, now| {
-            A::CHANGE.apply(keyring, version, now)
+        let cluster = permit.cluster();
+        self.change_keyring(permit, wish, Some(version), |keyring, _| {
+            A::CHANGE.apply(keyring, version, &self.evidence(&cluster, version))
         })
         .await
     }
@@ -187,32 +158,7 @@ impl ControlPlane {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
-    use fleet_kms_keyring::{KeyId, Rotate};
-
     use super::*;
-
-    fn keyring() -> Keyring {
-        let mut key_id = |version: Version| KeyId::from_bytes(u128::from(version.get()).to_be_bytes());
-        let mut keyring = Keyring::create(RotationPolicy::default(), UNIX_EPOCH, &mut key_id);
-        keyring.rotate(Rotate::Regular, UNIX_EPOCH, &mut key_id).unwrap();
-        keyring
-    }
-
-    #[test]
-    fn a_destruction_waits_for_a_census_and_the_state_speaks_first() {
-        let (mut keyring, first) = (keyring(), Version::FIRST);
-        let schedule = VersionChange::ScheduleDestruction;
-        let refused = schedule.apply(&mut keyring, first, UNIX_EPOCH).unwrap_err();
-        assert!(matches!(refused, KeyChangeError::Transition(_)), "{refused}");
-        VersionChange::Disable.apply(&mut keyring, first, UNIX_EPOCH).unwrap();
-        let before = keyring.clone();
-        let refused = schedule.apply(&mut keyring, first, UNIX_EPOCH).unwrap_err();
-        assert_eq!(refused.to_string(), "version 1 may not be destroyed: no census");
-        assert_eq!(keyring, before);
-        VersionChange::Enable.apply(&mut keyring, first, UNIX_EPOCH).unwrap();
-    }
 
     #[test]
     fn a_wish_at_another_revision_is_refused() {

@@ -7,19 +7,22 @@
 //! again to whoever holds the same key. Nothing here reads a name from a CSR.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use fleet_kms_identity::{Serial, SpiffeId, TrustDomain};
+use fleet_kms_keyring::ClusterId;
 use fleet_kms_store::Revision;
 
 use super::audit_trail;
 use super::limits::Limits;
 use crate::ca::{Authorities, SignError};
 use crate::changes::{ChangeError, Changes, Unconfirmed};
+use crate::clusters::{self, ClusterError};
 use crate::identities::{self, IdentityError, LiveIdentities};
 use crate::ledger::{Changeset, Generator, Ledger, LedgerError, WriteError};
-use crate::records::payload::{IdentityRecord, IssuedCertificate, IssuedRecord};
+use crate::max_offline::MaxOffline;
+use crate::records::payload::{ClusterRecord, IdentityRecord, IssuedCertificate, IssuedRecord};
 use crate::records::{Record, rows};
 use crate::times::{from_ms, to_ms};
 
@@ -35,16 +38,12 @@ pub(super) use join::Shown;
 pub use join::{EnrolError, Join};
 pub use renew::{RenewError, RenewRefused};
 
-/// How long after its notAfter a node's certificate may still renew.
-pub const MAX_OFFLINE: Duration = Duration::from_secs(180 * 86_400);
-
 /// Issues certificates.
 pub struct Issuer {
     changes: Arc<Changes>,
     authorities: Arc<ArcSwap<Authorities>>,
     identities: Arc<LiveIdentities>,
     generator: Generator,
-    max_offline: Duration,
     limits: Limits,
     /// All issuing of this agent takes turns, because all of it raises the one
     /// issue number; only another agent's issuing is left to conflict with.
@@ -76,6 +75,9 @@ pub enum IssueFailure {
     /// The CA could not sign.
     #[error(transparent)]
     Sign(#[from] SignError),
+    /// A cluster's record has no meaning to this release.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     /// The row of the last issue number is missing.
     #[error("the store has lost its issue number; restore a backup")]
     NoIssueNumber,
@@ -101,7 +103,7 @@ impl IssueFailure {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Ledger(_) | Self::Write(_) | Self::Contended => "store",
-            Self::Identity(_) | Self::NoIssueNumber => "store_damaged",
+            Self::Identity(_) | Self::Cluster(_) | Self::NoIssueNumber => "store_damaged",
             Self::Sign(_) | Self::IssueNumbers => "ca",
             Self::Unconfirmed(_) => "unconfirmed",
             Self::Audit(_) => "audit",
@@ -134,14 +136,12 @@ impl Issuer {
         authorities: Arc<ArcSwap<Authorities>>,
         identities: Arc<LiveIdentities>,
         generator: Generator,
-        max_offline: Duration,
     ) -> Self {
         Self {
             changes,
             authorities,
             identities,
             generator,
-            max_offline,
             limits: Limits::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -214,6 +214,15 @@ impl Issuer {
 
     async fn identity(&self, id: &SpiffeId) -> Result<Option<Record<IdentityRecord>>, IssueFailure> {
         Ok(self.ledger().read(&rows::identity(id)).await?)
+    }
+
+    /// Says how long this identity's node may be off, as the store has it now;
+    /// `None` for an identity of no cluster that the store knows.
+    async fn max_offline(&self, id: &SpiffeId) -> Result<Option<MaxOffline>, IssueFailure> {
+        let Some(cluster) = id.subject.cluster() else { return Ok(None) };
+        let row = rows::cluster(&ClusterId::from_bytes(*cluster.as_bytes()));
+        let record = self.ledger().read::<ClusterRecord>(&row).await?;
+        Ok(record.as_ref().map(clusters::max_offline).transpose()?)
     }
 
     async fn promotable(

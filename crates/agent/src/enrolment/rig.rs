@@ -19,7 +19,7 @@ use fleet_kms_transport::{Clock, PeerInfo};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
-use super::issue::{Certified, EnrolError, Issuer, Join, MAX_OFFLINE, RenewError};
+use super::issue::{Certified, EnrolError, Issuer, Join, RenewError};
 use super::tokens::{self, DEFAULT_LIFE, TokenTerms};
 use crate::authz::{Denied, Permit, Policy, Scope, actions};
 use crate::ca::{self, Authorities};
@@ -27,6 +27,7 @@ use crate::caller::Caller;
 use crate::changes::{Changes, Unconfirmed};
 use crate::identities::{Issued, LiveIdentities, LiveIdentity};
 use crate::ledger::Ledger;
+use crate::max_offline::MaxOffline;
 use crate::records::payload::{ClusterRecord, IdentityRecord};
 use crate::records::{Codec, Payload, rows};
 use crate::times::{from_ms, to_ms};
@@ -85,6 +86,7 @@ impl Rig {
                 name: "edge-1".to_owned(),
                 created_ms: START,
                 retired_ms: 0,
+                max_offline_seconds: MaxOffline::DEFAULT.time().as_secs(),
             };
             changeset.insert(rows::cluster(&CLUSTER), &cluster);
             Ok::<_, std::convert::Infallible>((changeset, ()))
@@ -103,13 +105,8 @@ impl Rig {
     ) -> Self {
         let authorities = Arc::new(ArcSwap::from_pointee(authorities));
         let identities = Arc::new(LiveIdentities::default());
-        let issuer = Issuer::new(
-            Arc::clone(&changes),
-            Arc::clone(&authorities),
-            Arc::clone(&identities),
-            generator,
-            MAX_OFFLINE,
-        );
+        let issuer =
+            Issuer::new(Arc::clone(&changes), Arc::clone(&authorities), Arc::clone(&identities), generator);
         let policy = Arc::new(Policy::new(Arc::clone(&identities)));
         Self { directory, clock, store, changes, authorities, identities, issuer: Arc::new(issuer), policy }
     }

@@ -104,7 +104,7 @@ fn renew_code(error: &RenewError) -> Code {
 
 fn failure_code(failure: &IssueFailure) -> Code {
     match failure {
-        IssueFailure::Identity(_) | IssueFailure::NoIssueNumber => Code::DataLoss,
+        IssueFailure::Identity(_) | IssueFailure::Cluster(_) | IssueFailure::NoIssueNumber => Code::DataLoss,
         IssueFailure::Contended => Code::Aborted,
         IssueFailure::Ledger(_)
         | IssueFailure::Sign(_)

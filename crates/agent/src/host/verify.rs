@@ -14,6 +14,7 @@ use crate::errors::chain;
 use crate::ledger::Generator;
 use crate::live_keyrings::LiveKeyrings;
 use crate::local::protocol::SecretKind;
+use crate::migration;
 use crate::storage;
 
 pub(super) async fn run(
@@ -28,6 +29,7 @@ pub(super) async fn run(
     let (slot, root) = given.root(config).map_err(|error| HostError::new(exit::CONFIG, error))?;
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open_read_only(file).map_err(|error| data(&error))?);
     let slots = storage::slots(&*store).await.map_err(|error| data(&error))?;
+    let outlook = migration::outlook(&*store).await.map_err(|error| data(&error))?;
     let agent = config.name.as_str();
     let opened = storage::open_with((store, file), (&*slot, &root), agent, generator).await;
     let opened = opened.map_err(|error| data(&error))?;
@@ -48,6 +50,9 @@ pub(super) async fn run(
             SecretKind::Passphrase => "passphrase",
         };
         text.push_str(&format!("slot {}  {kind:<10}  {opens}\n", known.slot()));
+    }
+    if let Some(outlook) = outlook {
+        text.push_str(&format!("{outlook}\n"));
     }
     Ok(text.trim_end().to_owned())
 }

@@ -8,6 +8,11 @@ use super::Keys;
 use super::head::Head;
 use crate::records::{Codec, Payload, Record};
 
+/// Rows of one transaction.
+const PER_CHANGE: usize = 50;
+/// Bytes of one transaction, well below the store's limit.
+const BYTES_PER_CHANGE: usize = 512 * 1024;
+
 struct Write {
     row: RowName,
     expected: Revision,
@@ -102,4 +107,24 @@ impl Changeset {
             }
         }
     }
+}
+
+/// Cuts rows that are all written again into transactions.
+pub(crate) fn batches(rows: Vec<Row>) -> Vec<Vec<RowName>> {
+    let mut batches: Vec<Vec<RowName>> = Vec::new();
+    let mut bytes = 0;
+    for row in rows {
+        let fits = bytes + row.bytes.len() <= BYTES_PER_CHANGE;
+        match batches.last_mut().filter(|batch| fits && batch.len() < PER_CHANGE) {
+            Some(batch) => {
+                bytes += row.bytes.len();
+                batch.push(row.name);
+            }
+            None => {
+                bytes = row.bytes.len();
+                batches.push(vec![row.name]);
+            }
+        }
+    }
+    batches
 }

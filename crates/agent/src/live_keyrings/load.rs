@@ -2,7 +2,7 @@
 //! key id that is not in memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -107,8 +107,9 @@ impl LiveKeyrings {
         let live = Self {
             store_keys: ArcSwapOption::from_pointee(store_keys),
             clusters: ArcSwap::from_pointee(clusters),
-            damaged: ledger.damaged().iter().filter_map(cluster_of_keyring).collect(),
+            since: OnceLock::new(),
             owners,
+            damaged: ledger.damaged().iter().filter_map(cluster_of_keyring).collect(),
             generator,
         };
         Ok((live, damaged))

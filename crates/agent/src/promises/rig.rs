@@ -11,7 +11,7 @@ use fleet_kms_audit::ChangeLog;
 use fleet_kms_keyring::rotation::RotationPolicy;
 use fleet_kms_keyring::{ClusterId, StoreId};
 use fleet_kms_seal::StoreKey;
-use fleet_kms_store::Store;
+use fleet_kms_store::{RowName, Store};
 use fleet_kms_transport::Clock;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{CryptoRng, Rng as _, SeedableRng as _};
@@ -20,7 +20,7 @@ use crate::agent::find_out_if_confirmed;
 use crate::authz::{FleetPermit, Permit, actions};
 use crate::changes::{ChangeError, Changes};
 use crate::clusters::Clusters;
-use crate::control_plane::{ControlPlane, CreateError};
+use crate::control_plane::{ControlPlane, CreateError, NewCluster};
 use crate::ledger::Ledger;
 use crate::live_keyrings::{LiveKeyrings, StoreKeys};
 use crate::records::payload::IssuedRecord;
@@ -111,9 +111,14 @@ pub(crate) fn codec() -> Codec {
 
 /// Writes the first transaction of an empty store.
 pub(crate) async fn initialise(store: &dyn Store) {
+    initialise_with(store, Vec::new()).await;
+}
+
+/// As [`initialise`], with rows that are plain bytes.
+pub(crate) async fn initialise_with(store: &dyn Store, mut rows: Vec<(RowName, Vec<u8>)>) {
     let issued = rows::fixed(rows::ISSUED);
     let bytes = codec().encode(&issued, 1, &IssuedRecord { last: 1 });
-    let rows = vec![(issued, bytes)];
+    rows.push((issued, bytes));
     Ledger::create(store, codec(), store_key().head_key(), rows, generator).await.unwrap();
 }
 
@@ -146,7 +151,8 @@ impl Desk {
         period: Option<Duration>,
     ) -> Result<ClusterId, ChangeError<CreateError>> {
         let permit = FleetPermit::<actions::ClusterCreate>::danger_for_test();
-        self.control_plane.create_cluster(&permit, name, period, None).await.map(|created| created.id)
+        let new = NewCluster { name, period, max_offline: None };
+        self.control_plane.create_cluster(&permit, new, None).await.map(|created| created.id)
     }
 }
 

@@ -94,7 +94,6 @@ fn parse_version(version: &VersionRecord) -> Result<KeyVersion, &'static str> {
         activated: optional(version.activated_ms),
         deactivated: optional(version.deactivated_ms),
         disabled: optional(version.disabled_ms),
-        wraps: version.wraps,
         unbacked: version.unbacked,
     })
 }
@@ -117,7 +116,7 @@ fn version_payload(version: &KeyVersion) -> VersionRecord {
         deactivated_ms: optional_ms(version.deactivated),
         disabled_ms: optional_ms(version.disabled),
         destroy_not_before_ms,
-        wraps: version.wraps,
+        wraps: 0,
         unbacked: version.unbacked,
     }
 }

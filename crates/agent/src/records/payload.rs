@@ -2,10 +2,15 @@
 //! uses them beyond the module that turns each into what the agent works with.
 //!
 //! A field is never removed and never changes its meaning. A new field raises
-//! [`super::FORMAT`], because prost drops what it does not know. Times are
-//! milliseconds since the Unix epoch; 0 means "not yet".
+//! the format of its record, because prost drops what it does not know, and with
+//! it [`crate::storage::FORMAT`], the database's. Times are milliseconds since
+//! the Unix epoch; 0 means "not yet".
 
-use super::Payload;
+use super::kinds::Kind;
+use super::{Payload, rows};
+
+/// What every cluster had before it had one of its own (format 1): 180 days.
+const MAX_OFFLINE_OF_FORMAT_1: u64 = 180 * 86_400;
 
 /// A cluster's label and dates (`cluster/<id>`).
 #[derive(Clone, PartialEq, prost::Message)]
@@ -18,6 +23,17 @@ pub struct ClusterRecord {
     pub created_ms: u64,
     #[prost(uint64, tag = "4")]
     pub retired_ms: u64,
+    /// Format 2: how long after its end a node's certificate may still renew.
+    #[prost(uint64, tag = "5")]
+    pub max_offline_seconds: u64,
+}
+
+impl ClusterRecord {
+    fn upgrade_from(&mut self, format: u8) {
+        if format < 2 {
+            self.max_offline_seconds = MAX_OFFLINE_OF_FORMAT_1;
+        }
+    }
 }
 
 /// The holder of a cluster name (`cluster-name/<name>`).
@@ -55,6 +71,7 @@ pub struct VersionRecord {
     pub disabled_ms: u64,
     #[prost(uint64, tag = "8")]
     pub destroy_not_before_ms: u64,
+    /// Reserved: always 0, the counts are in `wraps/<id>`.
     #[prost(uint64, tag = "9")]
     pub wraps: u64,
     #[prost(bool, tag = "10")]
@@ -242,6 +259,20 @@ pub struct SlotNote {
     pub label: String,
 }
 
+/// The end of one chain of an agent's audit (`audit-head/<agent>/<chain>`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AuditHeadRecord {
+    /// The number of the last durable record.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// SHA-256 of its line.
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+    /// When this row was written.
+    #[prost(uint64, tag = "3")]
+    pub written_ms: u64,
+}
+
 /// A change as its store transaction carries it (`change/<id>`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ChangeRecord {
@@ -256,25 +287,58 @@ pub struct ChangeRecord {
     pub agent: String,
 }
 
+/// A migration of the store that is under way (`migration`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MigrationRecord {
+    /// The database's format before it.
+    #[prost(uint32, tag = "1")]
+    pub from: u32,
+    /// And after it.
+    #[prost(uint32, tag = "2")]
+    pub to: u32,
+    #[prost(uint64, tag = "3")]
+    pub begun_ms: u64,
+    /// The backup that was made before it.
+    #[prost(string, tag = "4")]
+    pub backup: String,
+}
+
+/// The latest time that the wall clock has shown (`clock`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClockRecord {
+    #[prost(uint64, tag = "1")]
+    pub highest_ms: u64,
+}
+
 macro_rules! payloads {
-    ($($type:ty => $what:literal),* $(,)?) => {$(
-        impl Payload for $type {
+    ($($type:ty = $what:literal in $rows:expr, format $format:literal $(from $upgrade:path)?;)*) => {
+        $(impl Payload for $type {
+            const FORMAT: u8 = $format;
             const WHAT: &'static str = $what;
-        }
-    )*};
+            $(fn upgrade(&mut self, format: u8) {
+                $upgrade(self, format);
+            })?
+        })*
+
+        /// All kinds of records.
+        pub(super) const KINDS: &[Kind] = &[$(Kind::of::<$type>($rows)),*];
+    };
 }
 
 payloads! {
-    ClusterRecord => "a cluster",
-    NameRecord => "a cluster name",
-    KeyringRecord => "a keyring",
-    WrapsRecord => "counted wraps",
-    IdentityRecord => "an identity",
-    TokenRecord => "a join token",
-    AuthorityRecord => "a certificate authority",
-    IssuedRecord => "the issue number",
-    RestoredRecord => "the last restore",
-    BackupRecord => "the last backup",
-    SlotNote => "a root slot's note",
-    ChangeRecord => "a change",
+    ClusterRecord = "a cluster" in rows::CLUSTERS, format 2 from ClusterRecord::upgrade_from;
+    NameRecord = "a cluster name" in rows::CLUSTER_NAMES, format 1;
+    KeyringRecord = "a keyring" in rows::KEYRINGS, format 1;
+    WrapsRecord = "counted wraps" in rows::WRAPS, format 1;
+    IdentityRecord = "an identity" in rows::IDENTITIES, format 1;
+    TokenRecord = "a join token" in rows::TOKENS, format 1;
+    AuthorityRecord = "a certificate authority" in rows::AUTHORITIES, format 1;
+    IssuedRecord = "the issue number" in rows::ISSUED, format 1;
+    RestoredRecord = "the last restore" in rows::RESTORED, format 1;
+    BackupRecord = "the last backup" in rows::BACKUP, format 1;
+    AuditHeadRecord = "an audit chain's head" in rows::AUDIT_HEADS, format 1;
+    SlotNote = "a root slot's note" in rows::SLOT_NOTES, format 1;
+    ChangeRecord = "a change" in rows::CHANGES, format 1;
+    ClockRecord = "the clock's mark" in rows::CLOCK, format 1;
+    MigrationRecord = "the migration under way" in rows::MIGRATION, format 1;
 }

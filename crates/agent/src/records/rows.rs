@@ -16,6 +16,8 @@ pub const ISSUED: &str = "issued";
 pub const SLOTS: &str = "slot/";
 /// Prefix of the clusters.
 pub const CLUSTERS: &str = "cluster/";
+/// Prefix of the cluster names.
+pub const CLUSTER_NAMES: &str = "cluster-name/";
 /// Prefix of the keyring records.
 pub const KEYRINGS: &str = "keyring/";
 /// Prefix of the counted wraps.
@@ -36,8 +38,14 @@ pub const OLDER_STORE_KEYS: &str = "store-key/";
 pub const RESTORED: &str = "restored";
 /// The last verified backup.
 pub const BACKUP: &str = "backup";
+/// The latest time that the wall clock has shown.
+pub const CLOCK: &str = "clock";
+/// A migration to a newer format that is under way.
+pub const MIGRATION: &str = "migration";
 /// Prefix of what is known of the root slots beyond the slots themselves.
 pub const SLOT_NOTES: &str = "slot-note/";
+/// Prefix of the ends of the agents' audit chains.
+pub const AUDIT_HEADS: &str = "audit-head/";
 /// Prefix of the changes whose outcome is not yet in the audit.
 pub const CHANGES: &str = "change/";
 
@@ -57,7 +65,7 @@ pub fn cluster(id: &ClusterId) -> RowName {
 
 /// Reserves a name for one live cluster. Names are at most 63 ASCII bytes.
 pub fn cluster_name(name: &str) -> RowName {
-    row(format!("cluster-name/{name}"))
+    row(format!("{CLUSTER_NAMES}{name}"))
 }
 
 /// The keyring record: which versions exist and in which state.
@@ -118,6 +126,11 @@ pub fn slot_note(id: &SlotId) -> RowName {
 /// The store key of an earlier epoch, while a rotation is under way.
 pub fn older_store_key(epoch: u32) -> RowName {
     row(format!("{OLDER_STORE_KEYS}{epoch:010}"))
+}
+
+/// The end of one chain of one agent's audit. Agent names are at most 63 ASCII bytes.
+pub fn audit_head(agent: &str, chain: &str) -> RowName {
+    row(format!("{AUDIT_HEADS}{agent}/{chain}"))
 }
 
 /// One change, until its outcome is in the audit.

@@ -13,14 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Slots, SlotsError, flatten};
 use crate::authz::internal;
 use crate::errors::chain;
-use crate::ledger::{Changeset, EpochError, PAGE, RowKind, kind_of};
+use crate::ledger::{Changeset, EpochError, PAGE, RowKind, batches, kind_of};
 use crate::records::{RecordError, epoch_of, rows};
 use crate::trail::Intent;
 
-/// Rows of one transaction.
-const PER_CHANGE: usize = 50;
-/// Bytes of one transaction, well below the store's limit.
-const BYTES_PER_CHANGE: usize = 512 * 1024;
 /// A failed rotation goes on after so long.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Calls and changes that began before the end are over after so long.
@@ -173,24 +169,4 @@ impl Slots {
         }
         Ok(())
     }
-}
-
-/// Cuts rows into transactions.
-fn batches(rows: Vec<Row>) -> Vec<Vec<RowName>> {
-    let mut batches: Vec<Vec<RowName>> = Vec::new();
-    let mut bytes = 0;
-    for row in rows {
-        let fits = bytes + row.bytes.len() <= BYTES_PER_CHANGE;
-        match batches.last_mut().filter(|batch| fits && batch.len() < PER_CHANGE) {
-            Some(batch) => {
-                bytes += row.bytes.len();
-                batch.push(row.name);
-            }
-            None => {
-                bytes = row.bytes.len();
-                batches.push(vec![row.name]);
-            }
-        }
-    }
-    batches
 }

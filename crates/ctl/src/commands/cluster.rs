@@ -2,23 +2,30 @@
 
 use std::time::SystemTime;
 
-use fleet_kms_admin_api::{Cluster, CreateCluster, Operation};
+use fleet_kms_admin_api::{Cluster, CreateCluster, Operation, SetMaxOffline};
 
 use crate::cli::ClusterVerb;
 use crate::commands::Session;
 use crate::commands::changes::{self, Request};
 use crate::failure::Failure;
 use crate::output::Table;
-use crate::output::table::{column, pairs, wide};
+use crate::output::table::{column, or_dash, pairs, wide};
 use crate::output::time::{both, relative, short};
 
 pub(super) async fn run(session: &mut Session<'_>, verb: ClusterVerb) -> Result<(), Failure> {
     match verb {
-        ClusterVerb::Create { name, period, change } => {
-            let body = CreateCluster { name, period };
+        ClusterVerb::Create { name, period, max_offline, change } => {
+            let body = CreateCluster { name, period, max_offline };
             let request = Request { operation: Operation::CreateCluster, path: &[], body: Some(&body) };
             let created = changes::apply(session, &request, &change).await?;
             changes::show(session, &created, |cluster, _, now| details(cluster, now))
+        }
+        ClusterVerb::Set { cluster, max_offline, change } => {
+            let body = SetMaxOffline { max_offline };
+            let path = [cluster.as_str()];
+            let request = Request { operation: Operation::SetMaxOffline, path: &path, body: Some(&body) };
+            let set = changes::apply(session, &request, &change).await?;
+            changes::show(session, &set, |cluster, _, now| details(cluster, now))
         }
         ClusterVerb::List => {
             let clusters: Vec<Cluster> = session.client().await?.list(Operation::ListClusters, &[]).await?;
@@ -40,6 +47,7 @@ fn list(clusters: &[Cluster], all: bool, now: SystemTime) -> String {
         column("KEY AGE"),
         column("NEXT ROTATION"),
         wide("PERIOD"),
+        wide("MAX OFFLINE"),
         wide("CREATED"),
     ];
     let mut table = Table::new(all, &columns);
@@ -52,6 +60,7 @@ fn list(clusters: &[Cluster], all: bool, now: SystemTime) -> String {
             age(cluster),
             next_rotation(cluster, now),
             cluster.period.to_string(),
+            or_dash(cluster.max_offline),
             cluster.created.to_string(),
         ]);
     }
@@ -70,6 +79,7 @@ pub(super) fn details(cluster: &Cluster, now: SystemTime) -> String {
         ("age", age(cluster)),
         ("next rotation", next_rotation(cluster, now)),
         ("period", cluster.period.to_string()),
+        ("max offline", or_dash(cluster.max_offline)),
         ("versions", cluster.versions.to_string()),
         ("unbacked", unbacked(cluster)),
         ("revision", cluster.revision.to_string()),

@@ -41,6 +41,7 @@ fn cluster(name: &str) -> Cluster {
         activated: time(),
         age_seconds: 270_000,
         period: HumanDuration::from(Duration::from_secs(30 * 86_400)),
+        max_offline: Some(HumanDuration::from(Duration::from_secs(180 * 86_400))),
         next_rotation: Timestamp::from(clock::now() + Duration::from_secs(7_300)),
         overdue: false,
         versions: 3,

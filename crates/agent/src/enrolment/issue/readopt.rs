@@ -10,6 +10,7 @@ use super::{IssueFailure, Issuer, write_identity};
 use crate::enrolment::{audit_trail, tokens};
 use crate::identities;
 use crate::ledger::Changeset;
+use crate::max_offline::MaxOffline;
 use crate::records::Record;
 use crate::records::payload::{IdentityRecord, IssuedCertificate};
 use crate::times::to_ms;
@@ -22,7 +23,8 @@ impl Issuer {
         let now = self.now();
         let (number, known) = (shown.serial().issue_number(), self.identities.find(shown.id()));
         let Some(restored) = self.identities.restored() else { return false };
-        if !restored.readopts(known.as_deref(), number, now) {
+        // Memory first, which knows no cluster's time: most certificates that are asked about are refused.
+        if !restored.readopts(known.as_deref(), number, now, MaxOffline::MAX) {
             return false;
         }
         // In a task: what is committed must be published even if the caller hangs up.
@@ -57,7 +59,8 @@ impl Issuer {
         let before = self.identity(id).await?;
         let known = before.as_ref().map(identities::parse).transpose()?;
         let Some(restored) = self.identities.restored() else { return Ok((changeset, None)) };
-        let takes = restored.readopts(known.as_ref(), shown.serial().issue_number(), now);
+        let max_offline = self.max_offline(id).await?.unwrap_or(MaxOffline::DEFAULT).time();
+        let takes = restored.readopts(known.as_ref(), shown.serial().issue_number(), now, max_offline);
         if !takes || (before.is_none() && !self.is_node_of_a_live_cluster(shown).await?) {
             return Ok((changeset, None));
         }

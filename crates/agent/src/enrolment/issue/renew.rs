@@ -11,6 +11,7 @@ use crate::authz::{Denied, Permit, actions};
 use crate::enrolment::audit_trail;
 use crate::enrolment::limits::Limited;
 use crate::ledger::Changeset;
+use crate::max_offline::MaxOffline;
 use crate::records::Record;
 use crate::records::payload::{IdentityRecord, IssuedCertificate};
 use crate::times::to_ms;
@@ -32,7 +33,7 @@ pub enum RenewRefused {
     /// The serial is right and the key is not.
     #[error("this certificate's key is not the one on record")]
     ForeignKey,
-    /// Expired for longer than `max_offline`.
+    /// Expired for longer than its cluster's `max_offline`.
     #[error("this certificate expired too long ago to be renewed; enrol this node with a join token")]
     OffTooLong,
     /// Expired, and not a node's.
@@ -104,7 +105,7 @@ impl Issuer {
     /// # Errors
     ///
     /// When the certificate is not current or next, its key is not on record,
-    /// it expired more than `max_offline` ago, the CSR's key is not new, or
+    /// it expired more than its cluster's `max_offline` ago, the CSR's key is not new, or
     /// budgets, store, audit or CA say no. Refusals are audited.
     pub async fn renew(
         &self,
@@ -165,7 +166,12 @@ impl Issuer {
         now: SystemTime,
     ) -> Result<(Record<IdentityRecord>, Verdict), RenewError> {
         let record = self.identity(shown.id()).await?.ok_or(RenewRefused::Unknown)?;
-        let verdict = judge(&record.payload, shown, &csr.spki_sha256(), now, self.max_offline)?;
+        // Only what has expired needs to be let off; nobody else waits for another row.
+        let max_offline = match now > shown.not_after() {
+            true => self.max_offline(shown.id()).await?.map_or(Duration::ZERO, MaxOffline::time),
+            false => Duration::ZERO,
+        };
+        let verdict = judge(&record.payload, shown, &csr.spki_sha256(), now, max_offline)?;
         Ok((record, verdict))
     }
 

@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fleet_kms_identity::{Certificate, JoinToken, KeyPair};
 use fleet_kms_store::contract::Fault;
@@ -369,7 +370,6 @@ async fn two_agents_that_issue_at_once_share_the_issue_numbers() {
         Arc::new(ArcSwap::from_pointee(authorities.unwrap())),
         Arc::new(LiveIdentities::default()),
         generator,
-        MAX_OFFLINE,
     );
     let mut numbers = BTreeSet::new();
     for n in 0..20 {

@@ -2,9 +2,10 @@ use fleet_kms_identity::KeyPair;
 
 use super::*;
 use crate::authz::{Role, Scope};
-use crate::enrolment::issue::MAX_OFFLINE;
-use crate::enrolment::rig::{DAY, Rig, leaf};
+use crate::enrolment::rig::{CLUSTER, DAY, Rig, leaf};
 use crate::identities::SerialStanding;
+use crate::max_offline::MaxOffline;
+use crate::records::payload::ClusterRecord;
 use crate::records::rows;
 
 fn key() -> KeyPair {
@@ -84,13 +85,36 @@ async fn the_next_certificate_renews_too_and_becomes_current_by_it() {
 async fn an_expired_certificate_renews_until_max_offline_and_not_a_moment_longer() {
     let rig = Rig::new().await;
     let old = rig.enrol("cp1", &key()).await.unwrap();
-    rig.set(old.not_after() + MAX_OFFLINE);
+    let max_offline = MaxOffline::DEFAULT.time();
+    rig.set(old.not_after() + max_offline);
     assert!(rig.permit(&old).is_ok());
     let new = rig.renew(&old, &key()).await.unwrap();
     assert_eq!(new.not_after(), rig.now() + 7 * DAY);
-    rig.set(old.not_after() + MAX_OFFLINE + Duration::from_millis(1));
+    rig.set(old.not_after() + max_offline + Duration::from_millis(1));
     assert_eq!(refused(&rig, &old, &key()).await, RenewRefused::OffTooLong);
     assert!(rig.audit().contains("off_too_long"));
+}
+
+#[tokio::test]
+async fn the_clusters_own_max_offline_decides_and_a_change_counts_at_once() {
+    let rig = Rig::new().await;
+    let old = rig.enrol("cp1", &key()).await.unwrap();
+    let set = async |days: u64| {
+        let edit = move |cluster: &mut ClusterRecord| cluster.max_offline_seconds = days * 86_400;
+        rig.edit(rows::cluster(&CLUSTER), edit).await;
+    };
+    rig.set(old.not_after() + 100 * DAY);
+    set(99).await;
+    assert_eq!(refused(&rig, &old, &key()).await, RenewRefused::OffTooLong);
+    set(100).await;
+    rig.renew(&old, &key()).await.unwrap();
+    rig.set(old.not_after() + 250 * DAY);
+    assert_eq!(refused(&rig, &old, &key()).await, RenewRefused::OffTooLong);
+    set(251).await;
+    rig.renew(&old, &key()).await.unwrap();
+    // What no release wrote is no reason to let anybody in.
+    set(0).await;
+    assert!(matches!(rig.renew(&old, &key()).await, Err(RenewError::Failed(_))));
 }
 
 #[tokio::test]
@@ -154,7 +178,7 @@ async fn only_a_nodes_certificate_renews_after_it_has_expired() {
     let bundle = rig.issuer.issue_admin("host", &ada, &[Role::Operator], &Scope::All).await.unwrap();
     let shown = leaf(&bundle.certified);
     let record = rig.identity(shown.id()).await;
-    let judge = |now| judge(&record, &shown, &[0; 32], now, MAX_OFFLINE);
+    let judge = |now| judge(&record, &shown, &[0; 32], now, MaxOffline::DEFAULT.time());
     assert_eq!(judge(shown.not_after()), Ok(Verdict::New { promote: false }));
     assert_eq!(judge(shown.not_after() + DAY), Err(RenewRefused::ExpiredKind));
 }
