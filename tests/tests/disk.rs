@@ -184,7 +184,7 @@ const ROWS: [(&str, Then); 19] = [
         Then::Ends("the issuing CA's private key in row ca-key/issuing/0000000001 does not open"),
     ),
     ("change/", Then::Unconfirmed),
-    ("slot-note/", Then::LeftOut),
+    ("slot-note/", Then::Unconfirmed),
     ("backup", Then::LeftOut),
 ];
 

@@ -1,6 +1,6 @@
 //! The agent put together: what `run`, `check-store` and tests share.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -179,7 +179,7 @@ impl Agent {
         generator: Generator,
     ) -> Result<Self, OpenError> {
         let Storage { ledger, store_keys, slot } = storage;
-        let unconfirmed = find_out_if_confirmed(&ledger, config).await?;
+        let unconfirmed = find_out_if_confirmed(&ledger, &config.audit).await?;
         let (log, data_log) = open_audit(config, &clock, monotonic)?;
         let cut = heads::cut(&ledger, config.name.as_str(), &log, &data_log).await?;
         let witness = Witness::new(&config.audit);
@@ -346,14 +346,16 @@ impl Agent {
 }
 
 /// Compares head and rows, and head and witness.
-async fn find_out_if_confirmed(ledger: &Ledger, config: &Config) -> Result<Option<Unconfirmed>, OpenError> {
+pub(crate) async fn find_out_if_confirmed(
+    ledger: &Ledger,
+    audit: &Path,
+) -> Result<Option<Unconfirmed>, OpenError> {
     if let Integrity::Broken { rows } = ledger.check().await? {
         tracing::error!(rows, "rows of the store were edited, replayed or deleted behind the agent's back");
         return Ok(Some(Unconfirmed::Edited));
     }
-    let seen = Witness::new(&config.audit)
-        .read()
-        .map_err(|source| OpenError::Witness { path: config.audit.display().to_string(), source })?;
+    let failed = |source| OpenError::Witness { path: audit.display().to_string(), source };
+    let seen = Witness::new(audit).read().map_err(failed)?;
     let store = ledger.head_count().await;
     match seen {
         Some(seen) if seen.store == ledger.codec().store() && seen.count > store => {

@@ -89,9 +89,11 @@ impl Model {
     fn check_keks(&mut self, cluster: &ClusterId, now: &Keyring, keks: Vec<Row>) {
         let names: BTreeSet<String> = keks.iter().map(|row| row.name.as_str().to_owned()).collect();
         for version in now.versions() {
-            assert!(
-                names.contains(rows::kek(cluster, version.version).as_str()),
-                "every version has its KEK"
+            let has_kek = names.contains(rows::kek(cluster, version.version).as_str());
+            assert_eq!(
+                has_kek,
+                version.state != State::Destroyed,
+                "every version but a tombstone has its KEK"
             );
         }
         for row in keks {
@@ -136,13 +138,12 @@ impl Model {
 
 /// Says whether one state can follow another, in any number of allowed moves.
 fn may_follow(old: State, new: State) -> bool {
-    use State::{Active, DecryptOnly, Disabled, Next};
-    matches!(
-        (old, new),
-        (Next, Next | Active | DecryptOnly | Disabled)
-            | (Active, Active | DecryptOnly | Disabled)
-            | (DecryptOnly | Disabled, DecryptOnly | Disabled)
-    )
+    use State::{Active, DecryptOnly, DestroyScheduled, Destroyed, Disabled, Next};
+    match (old, new) {
+        (Next, Next) | (Next | Active, Active) | (Destroyed, Destroyed) => true,
+        (Destroyed, _) | (_, Next | Active) => false,
+        (_, DecryptOnly | Disabled | DestroyScheduled { .. } | Destroyed) => true,
+    }
 }
 
 /// Says whether a rotation on schedule was due at `now`.

@@ -1,5 +1,6 @@
 //! The world of the random operations: two agents on one store that loses
-//! replies, and what can be done to them.
+//! replies, and what can be done to them. Old copies of the store, and the end
+//! of versions, have files of their own.
 
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
@@ -24,6 +25,9 @@ use crate::live_keyrings::{UnwrapError, WrapError};
 use crate::rotation::{Due, Seen, carry_out};
 use crate::wraps;
 
+mod destruction;
+mod rollback;
+
 /// One agent process.
 pub(super) struct Process {
     pub(super) desk: Desk,
@@ -44,6 +48,10 @@ pub(super) struct World {
     pub(super) model: Model,
     pub(super) backup: Option<MemoryStore>,
     pub(super) rotations: u64,
+    /// Old copies that were noticed and confirmed.
+    pub(super) rollbacks: u64,
+    /// Versions that became tombstones.
+    pub(super) destroyed: u64,
     /// Clusters whose change was acknowledged in this step.
     acknowledged: BTreeSet<ClusterId>,
     names: u32,
@@ -71,6 +79,8 @@ impl World {
             model: Model::default(),
             backup: None,
             rotations: 0,
+            rollbacks: 0,
+            destroyed: 0,
             acknowledged: BTreeSet::new(),
             names: 0,
         };
@@ -248,12 +258,17 @@ impl World {
         let truth = truth(&self.store, cluster).await.unwrap();
         let state = self.model.state_of(&truth, header);
         let behind = desk.keyrings.keyring(cluster).is_none_or(|live| live.revision < truth.revision);
+        let is_disabled = matches!(state, State::Disabled | State::DestroyScheduled { .. });
         match result {
             Ok(unwrapped) => {
                 assert_eq!(*unwrapped.dek, dek, "the same DEK comes back");
-                assert!(behind || state != State::Disabled, "a disabled version unwraps nothing");
+                assert!(behind || !is_disabled, "a disabled version unwraps nothing");
+                assert!(behind || state != State::Destroyed, "nor does a tombstone");
+                let alarm = unwrapped.under_next;
+                assert!(behind || alarm == (state == State::Next), "the alarm tells of an old copy");
             }
-            Err(UnwrapError::Disabled) => assert!(behind || state == State::Disabled, "{state}"),
+            Err(UnwrapError::Disabled) => assert!(behind || is_disabled, "{state}"),
+            Err(UnwrapError::Destroyed) => assert!(state == State::Destroyed, "{state}"),
             Err(error) => panic!("an acknowledged DEK of version {} is gone: {error}", header.version),
         }
     }
@@ -273,24 +288,6 @@ impl World {
             matches!(result, Err(UnwrapError::UnknownKey | UnwrapError::Foreign | UnwrapError::Keys(_))),
             "nobody unwraps another cluster's DEK"
         );
-    }
-
-    /// A backup is put back by `restore`: every cluster is rotated fresh.
-    pub(super) async fn restore(&mut self) {
-        let Some(backup) = self.backup.take() else { return };
-        self.processes.clear();
-        self.model.restored(&backup).await;
-        self.store = Arc::new(backup.fork());
-        self.backup = Some(backup);
-        for number in 0..2 {
-            let process = self.start(number).await;
-            self.processes.push(process);
-        }
-        for cluster in self.model.clusters.clone() {
-            assert_eq!(self.rotate(0, cluster, Rotate::AfterRestore).await, Ended::Done);
-        }
-        self.processes[1].desk.keyrings.catch_up(&self.processes[1].desk.ledger).await.unwrap();
-        self.backup = Some(self.store.fork());
     }
 
     pub(super) fn inject(&self, by: usize, fault: Fault, reads: usize) {

@@ -120,11 +120,13 @@ async fn change(world: &mut World, dice: &mut Dice, by: usize, cluster: ClusterI
         2..4 => {
             let versions = before.keyring.versions();
             let version = &versions[dice.index(versions.len())];
-            if !matches!(version.state, State::DecryptOnly | State::Disabled) {
-                return;
+            let (state, version) = (version.state, version.version);
+            match state {
+                State::Next | State::Active | State::Destroyed => return,
+                State::DestroyScheduled { .. } => world.end(by, cluster, version, dice.one_in(3)).await,
+                State::Disabled if dice.one_in(2) => world.end(by, cluster, version, false).await,
+                State::DecryptOnly | State::Disabled => world.toggle(by, cluster, version).await,
             }
-            let version = version.version;
-            world.toggle(by, cluster, version).await
         }
         4 => world.rotate(by, cluster, Rotate::Fresh).await,
         5 => return both_look(world).await,
@@ -144,7 +146,27 @@ async fn both_look(world: &mut World) {
     world.look(1).await;
 }
 
-fn live(number: u64, steps: u64) -> (u64, u64, usize) {
+/// What came of some lives.
+#[derive(Default)]
+struct Sums {
+    steps: u64,
+    rotations: u64,
+    rollbacks: u64,
+    destroyed: u64,
+    wrapped: usize,
+}
+
+impl Sums {
+    fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.rotations += other.rotations;
+        self.rollbacks += other.rollbacks;
+        self.destroyed += other.destroyed;
+        self.wrapped += other.wrapped;
+    }
+}
+
+fn live(number: u64, steps: u64) -> Sums {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         seed(number);
@@ -153,7 +175,8 @@ fn live(number: u64, steps: u64) -> (u64, u64, usize) {
             step(&mut world, &mut dice).await;
         }
         world.settle().await;
-        (steps, world.rotations, world.model.acknowledged.len() + world.model.lost.len())
+        let World { rotations, rollbacks, destroyed, ref model, .. } = world;
+        Sums { steps, rotations, rollbacks, destroyed, wrapped: model.acknowledged.len() + model.lost.len() }
     })
 }
 
@@ -162,24 +185,26 @@ fn whatever_happens_what_was_wrapped_can_be_unwrapped() {
     let number = |name, default| std::env::var(name).map_or(default, |text| text.parse().unwrap());
     let (first, lives) = (number("SEED", 1), number("LIVES", LIVES));
     let run = |half: u64| {
-        let mut total = (0, 0, 0);
+        let mut sums = Sums::default();
         for number in (first..first + lives).filter(|number| number % 2 == half) {
             let result = catch_unwind(AssertUnwindSafe(|| live(number, STEPS)));
-            let (steps, rotations, wrapped) = result.unwrap_or_else(|panic| {
+            sums.add(&result.unwrap_or_else(|panic| {
                 eprintln!("this life began with SEED={number} LIVES=1");
                 resume_unwind(panic)
-            });
-            total = (total.0 + steps, total.1 + rotations, total.2 + wrapped);
+            }));
         }
-        total
+        sums
     };
-    let (a, b) = std::thread::scope(|scope| {
+    let (mut sums, other) = std::thread::scope(|scope| {
         let other = scope.spawn(|| run(1));
         (run(0), other.join().unwrap_or_else(|panic| resume_unwind(panic)))
     });
-    let (steps, rotations, wrapped) = (a.0 + b.0, a.1 + b.1, a.2 + b.2);
+    sums.add(&other);
+    let Sums { steps, rotations, rollbacks, destroyed, wrapped } = sums;
     println!(
-        "{lives} lives, {steps} steps, {wrapped} DEKs wrapped, {rotations} rotations on schedule, 0 violations"
+        "{lives} lives, {steps} steps, {wrapped} DEKs wrapped, {rotations} rotations on schedule, {rollbacks} old \
+         copies confirmed, {destroyed} versions destroyed, 0 violations"
     );
-    assert!(steps >= 100_000 || lives != LIVES);
+    let has_seen_all = steps >= 100_000 && rollbacks > 0 && destroyed > 0;
+    assert!(has_seen_all || lives != LIVES);
 }

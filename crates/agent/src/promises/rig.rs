@@ -16,13 +16,15 @@ use fleet_kms_transport::Clock;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{CryptoRng, Rng as _, SeedableRng as _};
 
+use crate::agent::find_out_if_confirmed;
 use crate::authz::{FleetPermit, Permit, actions};
 use crate::changes::{ChangeError, Changes};
 use crate::clusters::Clusters;
 use crate::control_plane::{ControlPlane, CreateError, NewCluster};
 use crate::ledger::Ledger;
 use crate::live_keyrings::{LiveKeyrings, StoreKeys};
-use crate::records::Codec;
+use crate::records::payload::IssuedRecord;
+use crate::records::{Codec, rows};
 use crate::times::{from_ms, to_ms};
 use crate::witness::Witness;
 
@@ -113,7 +115,10 @@ pub(crate) async fn initialise(store: &dyn Store) {
 }
 
 /// As [`initialise`], with rows that are plain bytes.
-pub(crate) async fn initialise_with(store: &dyn Store, rows: Vec<(RowName, Vec<u8>)>) {
+pub(crate) async fn initialise_with(store: &dyn Store, mut rows: Vec<(RowName, Vec<u8>)>) {
+    let issued = rows::fixed(rows::ISSUED);
+    let bytes = codec().encode(&issued, 1, &IssuedRecord { last: 1 });
+    rows.push((issued, bytes));
     Ledger::create(store, codec(), store_key().head_key(), rows, generator).await.unwrap();
 }
 
@@ -129,7 +134,9 @@ impl Desk {
         let log = ChangeLog::open(audit).unwrap();
         assert_eq!(log.opened().broken, None);
         let witness = Witness::new(audit);
-        let changes = Changes::new(Arc::clone(&ledger), log, witness, None, clocks.clock(), generator);
+        let unconfirmed = find_out_if_confirmed(&ledger, audit).await.unwrap();
+        let clock = clocks.clock();
+        let changes = Changes::new(Arc::clone(&ledger), log, witness, unconfirmed, clock, generator);
         let changes = Arc::new(changes);
         changes.close_open_intents().await.unwrap();
         let policy = RotationPolicy::default();
