@@ -26,3 +26,4 @@ pub mod tls_probe;
 pub mod member;
 pub mod forge;
 pub mod impostor;
+pub mod proxy;

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, ensure};
 use fleet_kms_process::clock;
@@ -153,6 +153,11 @@ impl Node {
     }
 }
 
+fn pinned_roots(sidecar: &Sidecar) -> anyhow::Result<usize> {
+    let pem = fs::read_to_string(sidecar.identity.join("roots.pem"))?;
+    Ok(pem.matches("BEGIN CERTIFICATE").count())
+}
+
 /// What is powered off.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Off {
@@ -257,15 +262,11 @@ fn a_control_plane_is_off(rollover: bool) -> anyhow::Result<()> {
     plane.create("before")?;
     plane.api.stop();
     plane.sidecar.kill9()?;
-    let pinned = || -> anyhow::Result<usize> {
-        let pem = fs::read_to_string(plane.sidecar.identity.join("roots.pem"))?;
-        Ok(pem.matches("BEGIN CERTIFICATE").count())
-    };
     if rollover {
         world.clock.set(DAY)?;
         world.fleet.kmsctl(&["ca", "rotate", "--root"])?;
     }
-    ensure!(pinned()? == 1);
+    ensure!(pinned_roots(&plane.sidecar)? == 1);
     world.fleet.agent.kill9()?;
     world.clock.set(179 * DAY)?;
     clock.set(179 * DAY)?;
@@ -285,11 +286,9 @@ fn a_control_plane_is_off(rollover: bool) -> anyhow::Result<()> {
     plane.create("after")?;
     plane.read("after")?;
     let roots = if rollover { 2 } else { 1 };
-    let pinned = || -> anyhow::Result<usize> {
-        let pem = fs::read_to_string(plane.sidecar.identity.join("roots.pem"))?;
-        Ok(pem.matches("BEGIN CERTIFICATE").count())
-    };
-    wait::until("the new root to be pinned", START_LIMIT, || Ok((pinned()? == roots).then_some(())))
+    wait::until("the new root to be pinned", START_LIMIT, || {
+        Ok((pinned_roots(&plane.sidecar)? == roots).then_some(()))
+    })
 }
 
 #[test]
@@ -301,6 +300,38 @@ fn an_api_server_comes_back_by_itself_after_179_days() -> anyhow::Result<()> {
 fn an_api_server_comes_back_by_itself_after_179_days_and_a_root_rollover_on_the_first_of_them()
 -> anyhow::Result<()> {
     a_control_plane_is_off(true)
+}
+
+/// Nobody asks for it: five years before a root ends nodes are told of the next one, a week later it is in use.
+#[test]
+fn a_root_past_half_of_its_life_is_replaced_by_itself_and_nodes_follow() -> anyhow::Result<()> {
+    let mut world = World::start()?;
+    let half = 5 * 365 + 1;
+    world.fleet.agent.stop()?;
+    world.clock.set(half * DAY)?;
+    world.fleet.agent.start()?;
+    let mut node = world.fleet.unenrolled_sidecar(&world.cluster, "node")?;
+    node.enrol(&world.token_late("node")?)?;
+    node.start()?;
+    node.wait_ready()?;
+    let generations = || -> anyhow::Result<String> {
+        let mut kmsctl = world.fleet.kmsctl_command(&["ca", "show"])?;
+        run(kmsctl.env("KMSCTL_CONFIG", world.fleet.path().join("late/kmsctl.toml")).stdin(Stdio::null()))
+    };
+    let shown = generations()?;
+    ensure!(shown.contains("prepared") && shown.contains("active in"), "{shown}");
+    ensure!(pinned_roots(&node)? == 2);
+
+    world.clock.set((half + 8) * DAY)?;
+    world.fleet.agent.restart_after(Duration::ZERO)?;
+    let client = KmsClient::new(ClientVersion::V0_37_2, Api::V1, &node.socket)?;
+    wait::until("the node to follow", START_LIMIT, || Ok(client.call(&["round-trip"])?.ok().ok()))?;
+    let audit = world.fleet.agent.audit("changes")?;
+    for action in ["ca_root_prepare", "ca_root_renew"] {
+        ensure!(audit.iter().any(|line| line["action"] == action && line["who"] == "agent"), "{action}");
+    }
+    ensure!(pinned_roots(&node)? == 2);
+    Ok(())
 }
 
 /// The agent's clock is the fleet's. While it is wrong nodes may be refused; once it is right they serve again, and

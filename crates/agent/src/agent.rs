@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::control_plane::ControlPlane;
 use crate::data_plane::DataPlaneService;
 use crate::enrolment::issue::{Issuer, MAX_OFFLINE};
+use crate::errors::chain;
 use crate::fleet_ca::{CaStore, FleetCa, OwnCertificate, RollError};
 use crate::identities::{IdentityError, LiveIdentities};
 use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
@@ -270,14 +271,18 @@ impl Agent {
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
             (Arc::clone(&self.rolled_back), sightings),
-            Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            self.monotonic,
+            (Turns::new(std::thread::available_parallelism().map_or(1, usize::from)), self.monotonic),
         )
     }
 
     /// Returns the agent's name.
     pub fn name(&self) -> String {
         self.own.live().certificate().id().subject.name().to_string()
+    }
+
+    /// Counts the records that were left out because they are damaged.
+    pub fn damaged_records(&self) -> usize {
+        self.ledger.damaged().len()
     }
 
     /// Returns the agent's generator.

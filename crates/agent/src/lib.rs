@@ -14,6 +14,7 @@ pub mod root;
 pub mod serve;
 pub mod agent;
 pub mod turned_away;
+pub mod in_flight;
 pub mod data_plane;
 pub mod answer;
 pub mod caller;

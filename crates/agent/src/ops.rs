@@ -161,6 +161,12 @@ impl Collector for State {
             ),
             ("damaged_keys", "Stored keys that did not open at start", None, as_gauge(agent.damaged)),
             (
+                "damaged_records",
+                "Stored records that were damaged at start and are left out",
+                None,
+                as_gauge(agent.damaged_records()),
+            ),
+            (
                 "store_unconfirmed",
                 "1 while changes are refused because the store may be an old copy",
                 None,

@@ -31,6 +31,7 @@ use crate::config::{Config, Listen};
 use crate::enrolment::EnrolmentService;
 use crate::errors::chain;
 use crate::grpc_code::with_reason;
+use crate::in_flight::InFlightLayer;
 use crate::ledger::Generator;
 use crate::rotation::Schedule;
 use crate::slots::reseal;
@@ -40,10 +41,11 @@ use crate::{admin, backup, local, ops, wraps};
 
 /// The largest request of the data port: 512 wrapped DEKs of 32 bytes are 49 KiB.
 const MAX_DATA_REQUEST: usize = 64 << 10;
-/// Calls at a time of one connection to the data port. With the size of a
-/// request they bound what a connection may cost: 16 MiB.
+/// Calls at a time of one connection to the data port; `in_flight.rs` says how
+/// many of them are worked on.
 const DATA_STREAMS: u32 = 256;
-/// Bytes of a connection to the data port that no handler has read yet.
+/// Bytes of a connection to the data port that no handler has read yet: what an
+/// identity may cost is this for each of its connections, and 8 requests.
 const DATA_UNREAD: u32 = 256 << 10;
 /// The largest request of the enrolment port: a CSR.
 const MAX_ENROLMENT_REQUEST: usize = 16 << 10;
@@ -232,7 +234,8 @@ fn spawn_ports(
     let body = |request: http::Request<hyper::body::Incoming>| request.map(tonic::body::Body::new);
 
     let data = DataPlaneServer::new(agent.data_plane()).max_decoding_message_size(MAX_DATA_REQUEST);
-    let data = own_answers.layer(DeadlineLayer.layer(data.map_request(body)));
+    let data = InFlightLayer::default().layer(data.map_request(body));
+    let data = own_answers.layer(DeadlineLayer.layer(data));
     let listener = port(listeners.data, tls(&roots.data, ClientAuth::Required))?;
     let limits =
         ServeLimits { max_streams: DATA_STREAMS, connection_window: DATA_UNREAD, ..ServeLimits::default() };

@@ -17,11 +17,14 @@ use crate::admin::refusal::Refused;
 use crate::admin::request::Call;
 use crate::agent::Agent;
 use crate::authz::{FleetPermit, actions};
+use crate::ca::{ISSUING_LIFE, ROOT_LIFE};
 
 /// Rows of each list of the status.
 const ROWS: usize = 10;
 /// A node renews with more than 4 days left: one with less has tried in vain, or is off.
 const NODE_MARGIN: Duration = Duration::from_secs(3 * 86_400);
+/// A CA is renewed within a minute of half of its life, a prepared root is used after a week.
+const CA_MARGIN: Duration = Duration::from_secs(14 * 86_400);
 /// An admin has to ask for a new certificate in time.
 const ADMIN_MARGIN: Duration = Duration::from_secs(7 * 86_400);
 
@@ -37,7 +40,7 @@ pub(super) async fn show(call: Call) -> Result<Json<Status>, Refused> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         time: now.into(),
         store: StoreStatus { ok: unconfirmed.is_none(), detail: unconfirmed.map(|why| why.to_string()) },
-        warnings: warnings(agent, clusters, &expiring_certificates),
+        warnings: warnings(agent, now, clusters, &expiring_certificates),
         clusters,
         nodes,
         next_rotations,
@@ -106,7 +109,12 @@ fn identities(
     (counts, rows.map(|(not_after, id)| ExpiringCertificate { id, not_after: not_after.into() }).collect())
 }
 
-fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertificate]) -> Vec<Warning> {
+fn warnings(
+    agent: &Agent,
+    now: SystemTime,
+    clusters: ClusterCounts,
+    expiring: &[ExpiringCertificate],
+) -> Vec<Warning> {
     let warning = |code: &str, text: String, remedy: &str| Warning {
         code: code.to_owned(),
         text,
@@ -119,6 +127,10 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
     }
     if agent.damaged > 0 {
         let text = format!("{} stored keys do not open", agent.damaged);
+        warnings.push(warning("store_damaged", text, "look at the agent's log; restore a backup"));
+    }
+    if agent.damaged_records() > 0 {
+        let text = format!("{} stored records are damaged and left out", agent.damaged_records());
         warnings.push(warning("store_damaged", text, "look at the agent's log; restore a backup"));
     }
     if let Some(why) = agent.changes.unconfirmed() {
@@ -151,6 +163,15 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
         let text =
             format!("no verified backup holds all versions of {}", clusters_in_words(clusters.unbacked));
         warnings.push(warning("unbacked", text, "make a backup and verify it"));
+    }
+    let (root_end, issuing_end) = agent.ca.live().load().ends();
+    if root_end < now + ROOT_LIFE / 2 - CA_MARGIN || issuing_end < now + ISSUING_LIFE / 2 - CA_MARGIN {
+        let text = "the fleet CA is past half of its life and was not renewed".to_owned();
+        warnings.push(warning(
+            "ca_not_renewed",
+            text,
+            "look at the agent's log; `kmsctl ca show` has the dates; see docs/operations/certificates.md",
+        ));
     }
     if !expiring.is_empty() {
         let text = "certificates are about to end and were not renewed".to_owned();
