@@ -181,7 +181,11 @@ impl Agent {
         let Storage { ledger, store_keys, slot } = storage;
         let unconfirmed = find_out_if_confirmed(&ledger, &config.audit).await?;
         let (log, data_log) = open_audit(config, &clock, monotonic)?;
-        let cut = heads::cut(&ledger, config.name.as_str(), &log, &data_log).await?;
+        let cut = heads::cut(&ledger, config.name.as_str(), &log, &data_log).await.unwrap_or_else(|error| {
+            // A damaged row is the integrity check's to tell; it is no reason not to serve.
+            tracing::error!(error = chain(&error), "the audit cannot be compared with its stored heads");
+            Vec::new()
+        });
         let witness = Witness::new(&config.audit);
         let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         let keyrings = Arc::new(keyrings);

@@ -125,7 +125,7 @@ impl ChangeLog {
         open
     }
 
-    /// Returns the end of the chain, to be kept outside this host.
+    /// Returns the end of the chain, to be kept outside this host. May wait for the disk.
     #[must_use]
     pub fn head(&self) -> Head {
         self.state().writer.head()

@@ -164,7 +164,9 @@ struct Shared {
     sums: Sums,
     denials: Mutex<Denials>,
     queue: Queue,
+    /// Held while the disk works: nobody who answers calls may wait for it.
     file: Mutex<File>,
+    gap: Mutex<Option<Gap>>,
     /// Told when something begins to wait for a sync.
     unsynced: Condvar,
     failing: AtomicBool,
@@ -179,7 +181,6 @@ struct File {
     /// When the first record that waits for a sync was written.
     unsynced_since: Option<Instant>,
     sync_failed: bool,
-    gap: Option<Gap>,
     stopped: bool,
 }
 
@@ -203,8 +204,7 @@ impl DataLog {
     pub fn open(directory: &Path, options: DataOptions, clocks: Clocks) -> Result<Self, LogError> {
         let (writer, opened) = Writer::open_end(directory, Chain::Data, options.max_file)?;
         let since = (clocks.wall)();
-        let file =
-            File { writer, since, unsynced_since: None, sync_failed: false, gap: None, stopped: false };
+        let file = File { writer, since, unsynced_since: None, sync_failed: false, stopped: false };
         let shared = Arc::new(Shared {
             mode: options.mode,
             on_full: options.on_full,
@@ -213,6 +213,7 @@ impl DataLog {
             denials: Mutex::default(),
             queue: Queue::default(),
             file: Mutex::new(file),
+            gap: Mutex::default(),
             unsynced: Condvar::new(),
             failing: AtomicBool::new(false),
             unrecorded: AtomicU64::new(0),
@@ -320,28 +321,34 @@ impl DataLog {
         let mut file = locked(&shared.file);
         let sums = shared.sums.take();
         let denials = mem::take(&mut *locked(&shared.denials));
-        if sums.is_empty() && denials.details.is_empty() && file.gap.is_none() {
+        let gap = locked(&shared.gap).take();
+        if sums.is_empty() && denials.details.is_empty() && gap.is_none() {
             file.since = now;
             return Ok(0);
         }
         let (from, to) = (rfc3339(file.since), rfc3339(now));
-        let gap = file.gap.as_ref().map(|gap| gap.body(&to, shared.on_full));
+        let gap_line = gap.as_ref().map(|gap| gap.body(&to, shared.on_full));
         let lines = sums.iter().map(|(identity, key, sum)| key.body(identity, sum, &from, &to));
-        let bodies: Vec<_> = gap.into_iter().chain(lines).chain(denials.details.iter().cloned()).collect();
+        let bodies: Vec<_> =
+            gap_line.into_iter().chain(lines).chain(denials.details.iter().cloned()).collect();
         if let Err(error) = file.put(&bodies, now, shared) {
             for (identity, key, sum) in sums {
                 shared.sums.add(&identity, key, sum);
             }
             shared.put_back(denials);
+            if let Some(Gap { from, calls }) = gap {
+                let mut gap = locked(&shared.gap);
+                let gap = gap.get_or_insert(Gap { from, calls: 0 });
+                (gap.from, gap.calls) = (gap.from.min(from), gap.calls.saturating_add(calls));
+            }
             return Err(error);
         }
         file.since = now;
-        file.gap = None;
         shared.failing.store(false, Ordering::Relaxed);
         Ok(bodies.len())
     }
 
-    /// Returns the end of the chain that is durable, to be kept outside this host.
+    /// Returns the end of the chain that is durable, to be kept outside this host. May wait for the disk.
     #[must_use]
     pub fn head(&self) -> Head {
         locked(&self.shared.file).writer.durable()
@@ -372,10 +379,16 @@ impl Shared {
             let CallRecord { operation, version, items, took, .. } = *call;
             self.count(&Call { identity, cluster, operation, version, outcome }, items, took);
         }
-        locked(&self.file).gap(now, self).calls += 1;
+        self.gap(now, 1);
         let counter = if refused { &self.refused } else { &self.unrecorded };
         counter.fetch_add(1, Ordering::Relaxed);
         if refused { Err(NotRecorded) } else { Ok(()) }
+    }
+
+    /// Opens a gap, unless one is open, and counts calls into it.
+    fn gap(&self, now: SystemTime, calls: u64) {
+        self.failing.store(true, Ordering::Relaxed);
+        locked(&self.gap).get_or_insert(Gap { from: now, calls: 0 }).calls += calls;
     }
 
     fn put_back(&self, earlier: Denials) {
@@ -397,7 +410,7 @@ impl File {
             DataMode::Summary | DataMode::EachDurable => self.writer.append(bodies, now),
         };
         if put.is_err() {
-            self.gap(now, shared);
+            shared.gap(now, 0);
         }
         put
     }
@@ -427,7 +440,7 @@ impl File {
         if result.is_ok() {
             self.unsynced_since = None;
         } else {
-            self.gap((shared.clocks.wall)(), shared);
+            shared.gap((shared.clocks.wall)(), 0);
         }
         result
     }
@@ -437,18 +450,12 @@ impl File {
         self.writer.end_sync(sync, succeeded);
         if !succeeded {
             self.sync_failed = true;
-            self.gap((shared.clocks.wall)(), shared);
+            shared.gap((shared.clocks.wall)(), 0);
         } else if self.writer.is_unsynced() {
             self.unsynced_since = self.unsynced_since.map(|since| since.max(began));
         } else {
             self.unsynced_since = None;
         }
-    }
-
-    /// The gap that is open, from now on if there was none.
-    fn gap(&mut self, now: SystemTime, shared: &Shared) -> &mut Gap {
-        shared.failing.store(true, Ordering::Relaxed);
-        self.gap.get_or_insert(Gap { from: now, calls: 0 })
     }
 }
 

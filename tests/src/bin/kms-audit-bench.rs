@@ -13,8 +13,9 @@ use fleet_kms_tests::fleet::{Fleet, Sidecar};
 use fleet_kms_tests::peers::{ClientVersion, kms_client};
 use serde_json::Value;
 
+/// Unless `ROUNDS` and `CALLS` in the environment say otherwise.
 const ROUNDS: usize = 9;
-const CALLS: &str = "3000";
+const CALLS: usize = 3000;
 const WARM_UP: &str = "300";
 const CALLERS: [&str; 3] = ["1", "16", "64"];
 
@@ -39,6 +40,7 @@ struct Round {
 
 fn main() -> anyhow::Result<()> {
     let client = kms_client(ClientVersion::V0_37_2)?;
+    let (total, calls) = (number("ROUNDS", ROUNDS)?, number("CALLS", CALLS)?.to_string());
     let mut fleets: Vec<(Fleet, Sidecar)> = Vec::new();
     for mode in &MODES {
         let fleet = Fleet::start_with(mode.extra)?;
@@ -46,12 +48,12 @@ fn main() -> anyhow::Result<()> {
         let sidecar = fleet.sidecar(&cluster, "node-1")?;
         fleets.push((fleet, sidecar));
     }
-    println!("Decrypt of one 32-byte DEK through both hops; {ROUNDS} interleaved rounds of {CALLS} calls");
+    println!("Decrypt of one 32-byte DEK through both hops; {total} interleaved rounds of {calls} calls");
     for callers in CALLERS {
         let mut rounds = vec![Vec::new(); MODES.len()];
-        for _ in 0..ROUNDS {
+        for _ in 0..total {
             for ((_, sidecar), rounds) in fleets.iter().zip(&mut rounds) {
-                rounds.push(round(&client, &sidecar.socket, callers)?);
+                rounds.push(round(&client, &sidecar.socket, callers, &calls)?);
             }
         }
         table(callers, &rounds);
@@ -59,10 +61,14 @@ fn main() -> anyhow::Result<()> {
     size(&fleets)
 }
 
-fn round(client: &Path, socket: &Path, callers: &str) -> anyhow::Result<Round> {
+fn number(name: &str, default: usize) -> anyhow::Result<usize> {
+    std::env::var(name).map_or(Ok(default), |text| text.parse().with_context(|| format!("{name}={text}")))
+}
+
+fn round(client: &Path, socket: &Path, callers: &str, calls: &str) -> anyhow::Result<Round> {
     let mut command = Command::new(client);
     command.args(["bench", "-socket"]).arg(socket);
-    command.args(["-calls", CALLS, "-warmup", WARM_UP, "-callers", callers]);
+    command.args(["-calls", calls, "-warmup", WARM_UP, "-callers", callers]);
     let line: Value = serde_json::from_str(run(&mut command)?.trim())?;
     let field =
         |name: &str| line.get(name).and_then(Value::as_f64).with_context(|| format!("{name} in {line}"));

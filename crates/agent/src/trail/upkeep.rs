@@ -60,8 +60,10 @@ struct Stored {
 }
 
 impl Stored {
-    async fn store(&mut self, agent: &Agent, with_data: bool) {
-        let (changes, data) = (agent.changes.log().head(), agent.data_log.head());
+    async fn store(&mut self, agent: &Arc<Agent>, with_data: bool) {
+        let reading = Arc::clone(agent);
+        let read = move || (reading.changes.log().head(), reading.data_log.head());
+        let Ok((changes, data)) = tokio::task::spawn_blocking(read).await else { return };
         let mut moved = Vec::new();
         if self.changes != Some(changes) {
             moved.push((Chain::Changes, changes));
