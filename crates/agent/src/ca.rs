@@ -120,6 +120,11 @@ impl Authorities {
         issuers
     }
 
+    /// Returns when the active root and the issuing CA end.
+    pub fn ends(&self) -> [(&'static str, SystemTime); 2] {
+        [("root", self.root.not_after), ("issuing", self.issuing.not_after)]
+    }
+
     /// Says whether the issuing CA is to be renewed ([`renew_issuing`]): less
     /// than half of its life is left.
     pub fn issuing_due(&self, now: SystemTime) -> bool {

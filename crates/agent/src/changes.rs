@@ -19,6 +19,10 @@ use crate::ledger::{Changeset, Generator, HeadError, Ledger, LedgerError, Mark, 
 use crate::trail::{Event, Intent};
 use crate::witness::{Seen, Witness};
 
+mod tally;
+
+pub use tally::Tally;
+
 /// Times a change is decided again because the store changed meanwhile.
 const ATTEMPTS: usize = 8;
 
@@ -78,6 +82,7 @@ pub struct Changes {
     locked: tokio::sync::RwLock<bool>,
     clock: Clock,
     generator: Generator,
+    tally: Tally,
 }
 
 impl Changes {
@@ -101,7 +106,13 @@ impl Changes {
             locked: tokio::sync::RwLock::new(false),
             clock,
             generator,
+            tally: Tally::default(),
         }
+    }
+
+    /// Returns how changes ended.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Says why all changes are refused, if they are.
@@ -206,6 +217,17 @@ impl Changes {
         F: Future<Output = Result<(Changeset, T), E>> + Send,
         P: Fn() -> F + Send + Sync,
     {
+        let ended = self.recorded(intent, prepare).await;
+        self.tally.note(&ended);
+        ended
+    }
+
+    async fn recorded<T, E, F, P>(&self, intent: Intent, prepare: P) -> Result<(T, Revision), ChangeError<E>>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<(Changeset, T), E>> + Send,
+        P: Fn() -> F + Send + Sync,
+    {
         if let Some(why) = self.unconfirmed()
             && !self.recovering.load(Ordering::SeqCst)
         {
@@ -238,6 +260,7 @@ impl Changes {
         let now = self.now();
         let log = Arc::clone(&self.log);
         if let Err(error) = off_runtime(move || log.event(&event.line(), now)).await {
+            self.tally.audit_failed();
             report("an event", &error);
         }
     }
@@ -303,7 +326,10 @@ impl Changes {
                 self.remember().await;
             }
             Ok(_) => {}
-            Err(error) => report("an outcome", &error),
+            Err(error) => {
+                self.tally.audit_failed();
+                report("an outcome", &error);
+            }
         }
     }
 

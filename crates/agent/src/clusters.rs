@@ -1,10 +1,12 @@
 //! Clusters by name and id, in memory. A cluster's id is its identity; its
 //! name is a label, unique among live clusters.
 
-use std::collections::BTreeMap;
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::ops::Bound;
 use std::str::FromStr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::SystemTime;
 
 use fleet_kms_keyring::ClusterId;
@@ -56,6 +58,13 @@ impl FromStr for ClusterName {
     }
 }
 
+/// A name orders and hashes as its text, so that a page can begin after any text.
+impl Borrow<str> for ClusterName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for ClusterName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -76,7 +85,14 @@ pub struct LiveClusterName {
 /// All clusters of the store.
 #[derive(Default)]
 pub struct Clusters {
-    by_name: RwLock<BTreeMap<ClusterName, LiveClusterName>>,
+    index: RwLock<Index>,
+}
+
+/// Both ways to a cluster: no look-up goes through all of them.
+#[derive(Default)]
+struct Index {
+    by_name: BTreeMap<ClusterName, LiveClusterName>,
+    names: HashMap<ClusterId, ClusterName>,
 }
 
 /// A stored cluster that does not parse.
@@ -110,32 +126,84 @@ impl Clusters {
         Ok(clusters)
     }
 
-    /// Makes a committed cluster visible.
+    /// Makes a committed cluster visible; a renamed one is found by its new name only.
     pub fn publish(&self, cluster: LiveClusterName) {
-        let mut by_name = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
-        by_name.insert(cluster.name.clone(), cluster);
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = index.names.insert(cluster.id, cluster.name.clone()) {
+            index.by_name.remove(&old);
+        }
+        index.by_name.insert(cluster.name.clone(), cluster);
     }
 
     /// Finds a cluster by name or id.
     pub fn find(&self, name_or_id: &str) -> Option<LiveClusterName> {
-        let by_name = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
+        let index = self.index();
         if let Ok(id) = name_or_id.parse::<ClusterId>() {
-            return by_name.values().find(|cluster| cluster.id == id).cloned();
+            return index.by_name.get(index.names.get(&id)?).cloned();
         }
-        by_name.get(&name_or_id.parse().ok()?).cloned()
+        index.by_name.get(name_or_id).cloned()
     }
 
     /// Returns the name of a cluster.
     pub fn name_of(&self, id: &ClusterId) -> Option<ClusterName> {
-        let by_name = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        by_name.values().find(|cluster| cluster.id == *id).map(|cluster| cluster.name.clone())
+        self.index().names.get(id).cloned()
     }
 
     /// Returns up to `limit` clusters after a name, in the order of their
     /// names.
     pub fn page(&self, after: Option<&str>, limit: usize) -> Vec<LiveClusterName> {
-        let by_name = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
-        let after = |cluster: &&LiveClusterName| after.is_none_or(|after| cluster.name.as_str() > after);
-        by_name.values().filter(after).take(limit).cloned().collect()
+        let index = self.index();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = index.by_name.range::<str, _>((from, Bound::Unbounded));
+        rest.take(limit).map(|(_, cluster)| cluster.clone()).collect()
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn cluster(id: u8, name: &str) -> LiveClusterName {
+        LiveClusterName {
+            id: ClusterId::from_bytes([id; 16]),
+            name: name.parse().unwrap(),
+            created: UNIX_EPOCH,
+        }
+    }
+
+    fn names(page: &[LiveClusterName]) -> Vec<&str> {
+        page.iter().map(|cluster| cluster.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_page_begins_after_any_text_and_a_cluster_is_found_both_ways() {
+        let clusters = Clusters::default();
+        for (id, name) in [(1, "b"), (2, "a"), (3, "c")] {
+            clusters.publish(cluster(id, name));
+        }
+        assert_eq!(names(&clusters.page(None, 2)), ["a", "b"]);
+        assert_eq!(names(&clusters.page(Some("a"), 9)), ["b", "c"]);
+        assert_eq!(names(&clusters.page(Some("a no name"), 9)), ["b", "c"]);
+        assert!(clusters.page(Some("c"), 9).is_empty());
+        let id = ClusterId::from_bytes([3; 16]);
+        assert_eq!(clusters.find(&id.to_string()).unwrap().name.as_str(), "c");
+        assert_eq!(clusters.name_of(&id).unwrap().as_str(), "c");
+        assert_eq!(clusters.find("b").unwrap().id, ClusterId::from_bytes([1; 16]));
+        assert!(clusters.find("B!").is_none());
+    }
+
+    #[test]
+    fn a_renamed_cluster_has_one_name() {
+        let clusters = Clusters::default();
+        clusters.publish(cluster(1, "old"));
+        clusters.publish(cluster(1, "new"));
+        assert!(clusters.find("old").is_none());
+        assert_eq!(names(&clusters.page(None, 9)), ["new"]);
     }
 }

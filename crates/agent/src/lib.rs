@@ -15,6 +15,7 @@ pub mod serve;
 pub mod agent;
 pub mod data_plane;
 pub mod answer;
+pub mod request_id;
 pub mod caller;
 pub mod authz;
 pub mod live_keyrings;
@@ -23,6 +24,7 @@ pub mod metrics;
 
 pub mod admin;
 pub mod ops;
+pub mod scrape;
 pub mod enrolment;
 pub mod ca;
 pub mod control_plane;

@@ -13,13 +13,15 @@ use std::time::Duration;
 
 use fleet_kms_process::hardening::{self, Plan, Warning};
 use fleet_kms_process::listen::{self, ListenError};
+use fleet_kms_process::ops::register_log_drops;
 use fleet_kms_process::{clock as clocks, exit, logging, runtime, signals};
 use fleet_kms_proto::agent::data_plane_server::DataPlaneServer;
 use fleet_kms_proto::agent::enrolment_server::EnrolmentServer;
 use fleet_kms_transport::deadline::DeadlineLayer;
 use fleet_kms_transport::{
-    ClientAuth, Clock, Connections, Drain, Observer, ServeLimits, ServerTls, TlsPort, agent_tls,
+    ClientAuth, Clock, Connections, Drain, ServeLimits, ServerTls, TlsPort, agent_tls,
 };
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,6 +32,7 @@ use crate::config::{Config, Listen};
 use crate::enrolment::EnrolmentService;
 use crate::errors::chain;
 use crate::ledger::Generator;
+use crate::metrics::PREFIX;
 use crate::rotation::{Pace, Schedule};
 use crate::slots::reseal;
 use crate::{admin, backup, local, ops, wraps};
@@ -102,7 +105,14 @@ pub fn run(mut config: Config, generator: Generator) -> Result<(), ServeError> {
     let warnings = hardening::apply(&plan(&config));
     let runtime = runtime::multi_thread().map_err(ServeError::Start)?;
     let log = logging::init(config.log_format, std::mem::take(&mut config.log_filter))?;
-    let done = runtime.block_on(serve(&config, listeners, warnings, generator));
+    let mut registry = Registry::default();
+    let ours = registry.sub_registry_with_prefix(PREFIX);
+    register_log_drops(ours, &log);
+    let missing = Gauge::<i64>::default();
+    missing.set(i64::try_from(warnings.len()).unwrap_or(i64::MAX));
+    let help = "Protections that this machine refused at start; the log names them";
+    ours.register("missing_protections", help, missing);
+    let done = runtime.block_on(serve(&config, listeners, warnings, registry, generator));
     // What is still running holds nothing that must be finished.
     runtime.shutdown_timeout(Duration::from_secs(1));
     drop(log);
@@ -145,18 +155,18 @@ async fn serve(
     config: &Config,
     listeners: Listeners,
     warnings: Vec<Warning>,
+    mut registry: Registry,
     generator: Generator,
 ) -> Result<(), ServeError> {
     for warning in warnings {
         tracing::warn!(%warning, "a protection is missing on this machine");
     }
     let stop = signals::shutdown().map_err(ServeError::Start)?;
-    let mut registry = Registry::default();
     let agent = Agent::open(config, &mut registry, clock(), clocks::monotonic, generator).await?;
     let agent = Arc::new(agent);
     let drain = Drain::new();
     let tasks = TaskTracker::new();
-    let connections = Connections::observed_by(observer());
+    let connections = Connections::observed_by(agent.metrics.observer());
     spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
     let work = TaskTracker::new();
     spawn_work(&work, &agent, config.pace, &stop);
@@ -233,7 +243,7 @@ fn spawn_ports(
     let router = admin::router(Arc::clone(agent), connections.clone());
     tasks.spawn(fleet_kms_transport::serve(listener, router, limits(), connections.clone(), drain.clone()));
 
-    ops::spawn(tasks, agent, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
+    ops::spawn(tasks, agent, connections, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
 }
 
 fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, pace: Pace, stop: &CancellationToken) {
@@ -274,16 +284,13 @@ async fn every<F: Future<Output = ()> + Send>(
 /// Waits for the disk off the runtime's threads; one flush at a time.
 async fn flush_audit(agent: Arc<Agent>) {
     let flush = move || {
-        if let Err(error) = agent.data_log.flush((agent.clock())()) {
+        let flushed = agent.data_log.flush((agent.clock())());
+        agent.changes.tally().data_audit(flushed.is_ok());
+        if let Err(error) = flushed {
             tracing::error!(error = chain(&error), "the data summary cannot be written to the audit");
         }
     };
     if tokio::task::spawn_blocking(flush).await.is_err() {
         tracing::error!("the data summary was not written: its task ended");
     }
-}
-
-/// Logs connections that came to no call; a denied peer is in the audit.
-fn observer() -> Observer {
-    Arc::new(|event| tracing::debug!(?event, "a connection was refused"))
 }

@@ -110,6 +110,33 @@ pub enum Refusal {
     Handshake(#[source] TlsError),
 }
 
+impl Refusal {
+    /// Every label that [`Self::label`] can give.
+    pub const LABELS: [&'static str; 11] = [
+        "full",
+        "source_full",
+        "timeout",
+        "certificate_dates",
+        "certificate",
+        "no_certificate",
+        "own_certificate_dates",
+        "refused_by_peer",
+        "protocol",
+        "tls",
+        "io",
+    ];
+
+    /// The reason as a closed label, for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::SourceFull => "source_full",
+            Self::Timeout => "timeout",
+            Self::Handshake(error) => error.label(),
+        }
+    }
+}
+
 /// Serves `listener` until `drain`, and returns when the last connection has ended, at most `limits.drain` after it.
 ///
 /// Every connection gets a clone of `service`; requests carry their peer ([`PeerInfo`](crate::PeerInfo) in an `Arc`, or
@@ -241,6 +268,25 @@ fn jittered(age: Duration, number: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_reason_has_a_label_of_the_closed_list() {
+        let io = || std::io::Error::other("x");
+        let refusals = [
+            Refusal::Full,
+            Refusal::SourceFull,
+            Refusal::Timeout,
+            Refusal::Handshake(TlsError::CertificateDates(rustls::Error::DecryptError)),
+            Refusal::Handshake(crate::CertificateRefused::ChainTooLong.into()),
+            Refusal::Handshake(TlsError::NoCertificate),
+            Refusal::Handshake(TlsError::OwnCertificateDates),
+            Refusal::Handshake(TlsError::RefusedByPeer { alert: "x".to_owned() }),
+            Refusal::Handshake(TlsError::Protocol),
+            Refusal::Handshake(TlsError::Tls(rustls::Error::DecryptError)),
+            Refusal::Handshake(TlsError::Io(io())),
+        ];
+        assert_eq!(refusals.each_ref().map(Refusal::label), Refusal::LABELS);
+    }
 
     #[test]
     fn ages_are_spread_over_a_tenth_either_way() {

@@ -18,6 +18,7 @@ use fleet_kms_admin_api::change::{IDEMPOTENCY_KEY, MAX_IDEMPOTENCY_KEY};
 use fleet_kms_admin_api::{Code, Problem};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use crate::admin::refusal::{Label, Refused, internal};
 use crate::admin::{Admin, MAX_BODY};
@@ -79,7 +80,9 @@ pub(super) async fn run(State(admin): State<Admin>, request: Request, next: Next
             Some(key) => once(&admin, key, request, next).await,
         }
     };
-    tokio::spawn(task).await.unwrap_or_else(|error| internal(&error.to_string()).into_response())
+    tokio::spawn(task.in_current_span())
+        .await
+        .unwrap_or_else(|error| internal(&error.to_string()).into_response())
 }
 
 fn key_of(request: &Request) -> Result<Option<Key>, Refused> {

@@ -9,7 +9,7 @@ use super::{EnrolError, Moved};
 use crate::believed_time::BelievedTime;
 use crate::enrolment::{self, Random};
 use crate::errors::chain;
-use crate::metrics::OK;
+use crate::metrics::{FAILED, OK};
 use crate::node_identity::NodeIdentity;
 
 /// The longest sleep towards a date: the believed time may jump meanwhile.
@@ -42,7 +42,7 @@ pub(super) async fn renew_for_ever(identity: NodeIdentity, time: BelievedTime, m
                     (seed, pause) = (self::seed(random), FIRST_PAUSE);
                 }
                 Err(error) => {
-                    moved.metrics.renewed("failed");
+                    moved.metrics.renewed(FAILED);
                     tracing::warn!(error = chain(&error), "cannot renew the certificate; it is tried again");
                     sleep(jittered(pause, self::seed(random))).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);

@@ -73,6 +73,22 @@ pub enum TlsError {
     Io(#[source] io::Error),
 }
 
+impl TlsError {
+    /// The reason as a closed label, for metrics.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::CertificateDates(_) => "certificate_dates",
+            Self::Certificate(_) => "certificate",
+            Self::NoCertificate => "no_certificate",
+            Self::OwnCertificateDates => "own_certificate_dates",
+            Self::RefusedByPeer { .. } => "refused_by_peer",
+            Self::Protocol => "protocol",
+            Self::Tls(_) => "tls",
+            Self::Io(_) => "io",
+        }
+    }
+}
+
 impl From<io::Error> for TlsError {
     fn from(error: io::Error) -> Self {
         match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
