@@ -8,6 +8,7 @@ pub mod ports;
 pub mod http;
 pub mod child;
 pub mod peers;
+pub mod tools;
 pub mod kms_client;
 pub mod etcd;
 pub mod encryption_config;
