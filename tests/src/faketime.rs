@@ -60,6 +60,20 @@ impl FakeClock {
             .env("FAKETIME_NO_CACHE", "1")
             .env("FAKETIME_DISABLE_SHM", "1"))
     }
+
+    /// Makes one command believe this clock.
+    ///
+    /// # Errors
+    /// When libfaketime is not there.
+    pub fn apply_to(&self, command: &mut Command) -> anyhow::Result<()> {
+        let library = LIBRARY.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+        command
+            .env("LD_PRELOAD", library)
+            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("FAKETIME_DISABLE_SHM", "1");
+        Ok(())
+    }
 }
 
 /// Finds libfaketime, and installs it where it is missing.

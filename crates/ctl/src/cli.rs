@@ -129,6 +129,9 @@ pub enum KeyVerb {
         /// Activate a brand-new version instead of the prepared one.
         #[arg(long)]
         fresh: bool,
+        /// What it must be at.
+        #[command(flatten)]
+        revision: RevisionArgs,
         /// How to change it.
         #[command(flatten)]
         change: DangerArgs,
@@ -139,6 +142,9 @@ pub enum KeyVerb {
         cluster: String,
         /// The time, at least 1h.
         period: HumanDuration,
+        /// What it must be at.
+        #[command(flatten)]
+        revision: RevisionArgs,
         /// How to change it.
         #[command(flatten)]
         change: ChangeArgs,
@@ -167,6 +173,9 @@ pub struct VersionArgs {
     pub cluster: String,
     /// The version.
     pub version: u32,
+    /// What the cluster must be at.
+    #[command(flatten)]
+    pub revision: RevisionArgs,
     /// How to change it.
     #[command(flatten)]
     pub change: DangerArgs,
@@ -286,12 +295,17 @@ pub struct ChangeArgs {
     /// Say what would happen, and do nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Refuse the change unless the cluster is at this revision.
-    #[arg(long, value_name = "NUMBER")]
-    pub if_revision: Option<u64>,
     /// Key that makes a repeated call harmless [default: a random one].
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
+}
+
+/// Argument of a change of a cluster's keyring, which has a revision to compare.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct RevisionArgs {
+    /// Refuse the change unless the cluster is at this revision.
+    #[arg(long, value_name = "NUMBER")]
+    pub if_revision: Option<u64>,
 }
 
 /// Arguments of a change that can hurt.

@@ -10,5 +10,6 @@ pub mod contexts;
 pub mod client;
 pub mod commands;
 pub mod console;
+mod progress;
 pub mod output;
 pub mod failure;

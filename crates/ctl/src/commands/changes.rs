@@ -21,12 +21,19 @@ pub(super) struct Request<'a, B> {
     pub(super) operation: Operation,
     pub(super) path: &'a [&'a str],
     pub(super) body: Option<&'a B>,
+    /// The revision that the cluster must be at; only keyrings have one.
+    pub(super) revision: Option<u64>,
 }
 
 impl<'a> Request<'a, ()> {
     /// A change whose path says everything.
     pub(super) fn bare(operation: Operation, path: &'a [&'a str]) -> Self {
-        Self { operation, path, body: None }
+        Self { operation, path, body: None, revision: None }
+    }
+
+    /// The same, refused unless the cluster is at this revision.
+    pub(super) fn at(self, revision: Option<u64>) -> Self {
+        Self { revision, ..self }
     }
 }
 
@@ -44,7 +51,7 @@ pub(super) async fn apply<B: Serialize + Sync, T: DeserializeOwned>(
     request: &Request<'_, B>,
     args: &ChangeArgs,
 ) -> Result<Change<T>, Failure> {
-    let options = options(args);
+    let options = options(args, request.revision);
     let client = session.client().await?;
     Ok(client.change(request.operation, request.path, request.body, &options).await?)
 }
@@ -111,11 +118,11 @@ pub(super) fn show<T: Serialize>(
     })
 }
 
-fn options(args: &ChangeArgs) -> ChangeOptions {
+fn options(args: &ChangeArgs, if_revision: Option<u64>) -> ChangeOptions {
     ChangeOptions {
         reason: args.reason.clone(),
         dry_run: args.dry_run,
-        if_revision: args.if_revision,
+        if_revision,
         idempotency_key: args.idempotency_key.clone().unwrap_or_else(random_key),
     }
 }
@@ -136,8 +143,8 @@ mod tests {
     #[test]
     fn every_call_has_an_idempotency_key_of_its_own_unless_one_is_given() {
         let args = ChangeArgs::default();
-        assert_ne!(options(&args).idempotency_key, options(&args).idempotency_key);
+        assert_ne!(options(&args, None).idempotency_key, options(&args, None).idempotency_key);
         let given = ChangeArgs { idempotency_key: Some("k".into()), ..args };
-        assert_eq!(options(&given).idempotency_key, "k");
+        assert_eq!(options(&given, None).idempotency_key, "k");
     }
 }

@@ -16,7 +16,8 @@ pub(super) async fn run(session: &mut Session<'_>, verb: ClusterVerb) -> Result<
     match verb {
         ClusterVerb::Create { name, period, change } => {
             let body = CreateCluster { name, period };
-            let request = Request { operation: Operation::CreateCluster, path: &[], body: Some(&body) };
+            let request =
+                Request { operation: Operation::CreateCluster, path: &[], body: Some(&body), revision: None };
             let created = changes::apply(session, &request, &change).await?;
             changes::show(session, &created, |cluster, _, now| details(cluster, now))
         }

@@ -22,10 +22,15 @@ pub(super) async fn run(session: &mut Session<'_>, verb: KeyVerb) -> Result<(), 
                 session.client().await?.list(Operation::ListVersions, &[&cluster]).await?;
             session.show(&versions, |all, now| version_table(&versions, all, now))
         }
-        KeyVerb::Rotate { cluster, fresh, change } => {
+        KeyVerb::Rotate { cluster, fresh, revision, change } => {
             let body = RotateKey { fresh };
             let path = [cluster.as_str()];
-            let request = Request { operation: Operation::RotateKey, path: &path, body: Some(&body) };
+            let request = Request {
+                operation: Operation::RotateKey,
+                path: &path,
+                body: Some(&body),
+                revision: revision.if_revision,
+            };
             let rotated = if fresh {
                 let danger = Danger { what: format!("a fresh rotation of {cluster}"), name: &cluster };
                 changes::apply_dangerous(session, &request, &change, &danger).await?
@@ -34,10 +39,15 @@ pub(super) async fn run(session: &mut Session<'_>, verb: KeyVerb) -> Result<(), 
             };
             changes::show(session, &rotated, |cluster, _, now| details(cluster, now))
         }
-        KeyVerb::SetPeriod { cluster, period, change } => {
+        KeyVerb::SetPeriod { cluster, period, revision, change } => {
             let body = SetRotation { period };
             let path = [cluster.as_str()];
-            let request = Request { operation: Operation::SetRotation, path: &path, body: Some(&body) };
+            let request = Request {
+                operation: Operation::SetRotation,
+                path: &path,
+                body: Some(&body),
+                revision: revision.if_revision,
+            };
             let set = changes::apply(session, &request, &change).await?;
             changes::show(session, &set, |cluster, _, now| details(cluster, now))
         }
@@ -144,7 +154,7 @@ async fn change(
 ) -> Result<(), Failure> {
     let version = args.version.to_string();
     let path = [args.cluster.as_str(), version.as_str()];
-    let request = Request::bare(operation, &path);
+    let request = Request::bare(operation, &path).at(args.revision.if_revision);
     let changed = match danger {
         Some(doing) => {
             let what = format!("{doing} version {version} of {}", args.cluster);

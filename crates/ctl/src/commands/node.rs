@@ -49,7 +49,8 @@ async fn token(session: &mut Session<'_>, args: TokenArgs) -> Result<(), Failure
         ttl: args.ttl,
     };
     let path = [args.cluster.as_str()];
-    let request = Request { operation: Operation::CreateToken, path: &path, body: Some(&body) };
+    let request =
+        Request { operation: Operation::CreateToken, path: &path, body: Some(&body), revision: None };
     let issued: Change<IssuedToken> = changes::apply(session, &request, &args.change).await?;
     changes::show(session, &Change { effects: Vec::new(), ..issued.clone() }, |issued, _, _| {
         crate::console::clean(&issued.token)
