@@ -99,7 +99,7 @@ impl FromRequestParts<Admin> for Paging {
                 "ask for 1 to 1,000 items",
             ));
         }
-        if after.as_ref().is_some_and(|after| after.len() > MAX_CURSOR) {
+        if after.as_ref().is_some_and(|after| !(1..=MAX_CURSOR).contains(&after.len())) {
             return Err(Refused::field("after", "this is no cursor", "use the `next` of the page before"));
         }
         Ok(Self { limit: limit as usize, after })
