@@ -71,7 +71,7 @@ admin-load: ## data calls while 200 admins list 10,000 clusters, in one run: fig
 	CARGO_PROFILE_DEV_OPT_LEVEL=2 CLUSTERS=10000 ADMINS=200 SECONDS_EACH=10 \
 		cargo test -p fleet-kms-tests --test admin_load -- --nocapture
 
-crash: ## crash trials on the built agent: every disk operation in order, then N=1000 random ones (SEED=1)
+crash: ## crash trials on the built agent: every disk operation of every change in order, then N=1000 random ones (SEED=1)
 	cargo build -p fleet-kms-agent
 	FLEET_KMS_CRASH_TRIALS=$(or $(N),1000) FLEET_KMS_CRASH_SEED=$(or $(SEED),1) \
 		cargo test -p fleet-kms-tests --test crash -- --nocapture --test-threads=1

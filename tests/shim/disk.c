@@ -43,6 +43,7 @@
 
 static struct control *control;
 static char watch[PATH_MAX], ignored[64];
+static int cut_at_exit;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int (*real_open)(const char *, int, ...);
@@ -81,6 +82,7 @@ static void option(const char *name, const char *value) {
     else if (!strcmp(name, "kill-at")) act(value, ACTION_KILL_BEFORE);
     else if (!strcmp(name, "kill-after")) act(value, ACTION_KILL_AFTER);
     else if (!strcmp(name, "power-cut-at")) act(value, ACTION_POWER_CUT);
+    else if (!strcmp(name, "cut-at-exit")) cut_at_exit = 1;
     else if (!strcmp(name, "seed")) control->seed = strtoull(value, NULL, 10);
     else if (!strcmp(name, "enospc-at")) span(value, ENOSPC);
     else if (!strcmp(name, "eio-at")) span(value, EIO);
@@ -140,6 +142,14 @@ static void die(enum kind kind, const char *path) {
     control->fired_at = control->count;
     syscall(SYS_kill, getpid(), SIGKILL);
     for (;;) pause();
+}
+
+/* The power goes once the program has done its work: what it did not make durable is gone. */
+__attribute__((destructor)) static void finish(void) {
+    if (!cut_at_exit) return;
+    pthread_mutex_lock(&lock);
+    control->undone = cut_power(control->seed != 0, real_open, real_unlink, real_ftruncate, real_pwrite);
+    pthread_mutex_unlock(&lock);
 }
 
 static int fires(enum action action) { return control->action == action && control->action_at == control->count; }

@@ -21,6 +21,8 @@ pub mod shim;
 pub mod node;
 pub mod template;
 pub mod evidence;
+pub mod audit;
+pub mod site;
 pub mod operation;
 pub mod trial;
 pub mod split_writer;
@@ -129,14 +131,21 @@ pub fn operations(plan: &Plan, templates: &Templates) -> anyhow::Result<u64> {
     Err(anyhow!("a run without any fault: {:?}", outcome.violations))
 }
 
-/// Every operation of one run in order: killed there, the power cut there in two ways, and failed there with the
-/// power cut a little later.
-pub fn in_order(operation: Operation, operations: u64) -> Vec<Plan> {
+/// Every `stride`th operation of one run in order: killed there, the power cut there in two ways, and failed there
+/// with the power cut a little later. With a stride of more than one each kind of fault begins at another operation,
+/// so that together they miss few.
+pub fn in_order(operation: Operation, operations: u64, stride: u64) -> Vec<Plan> {
+    let kinds: [fn(u64) -> Fault; 4] = [
+        Fault::KillAt,
+        |at| Fault::PowerCut { at, seed: 0 },
+        |at| Fault::PowerCut { at, seed: at },
+        |at| {
+            let error = DiskError::Io;
+            Fault::ErrorThenPowerCut { error, from: at, to: at, at: at + LATER, seed: 0 }
+        },
+    ];
     let faults = (1..=operations).flat_map(|at| {
-        let cut = |seed| Fault::PowerCut { at, seed };
-        let error = DiskError::Io;
-        let failed = Fault::ErrorThenPowerCut { error, from: at, to: at, at: at + LATER, seed: 0 };
-        [Fault::KillAt(at), cut(0), cut(at), failed]
+        (0..).zip(kinds).filter(move |(kind, _)| (at + kind) % stride == 0).map(move |(_, fault)| fault(at))
     });
     faults.chain([Fault::KillAfter(operations)]).map(|fault| Plan::new(operation, fault)).collect()
 }

@@ -23,3 +23,6 @@ pub mod crash;
 pub mod refusal;
 pub mod opened_store;
 pub mod tls_probe;
+pub mod member;
+pub mod forge;
+pub mod impostor;

@@ -1,13 +1,15 @@
 //! A TLS client that shows whatever it is given, to see how a port answers what no client of ours would send.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -27,23 +29,37 @@ pub enum Answer {
     LetIn,
     /// It sends this TLS alert.
     Alert(String),
+    /// It hangs up without a word.
+    Closed,
 }
 
 /// Connects and waits for the first word.
 ///
 /// # Errors
-/// When the port answers neither with HTTP/2 nor with an alert.
+/// When the port is silent.
 pub fn probe(port: u16, shown: Option<Shown>) -> anyhow::Result<Answer> {
+    probe_with(port, shown, &[b"h2"])
+}
+
+/// As [`probe`], with these application protocols.
+///
+/// # Errors
+/// As [`probe`].
+pub fn probe_with(port: u16, shown: Option<Shown>, protocols: &[&[u8]]) -> anyhow::Result<Answer> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyServer(provider)));
+        .with_custom_certificate_verifier(Arc::new(AnyServer(Arc::clone(&provider))));
     let mut config = match shown {
-        Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
+        // Not compared: the key may be another than the certificate's.
+        Some((chain, key)) => {
+            let key = provider.key_provider.load_private_key(key)?;
+            builder.with_client_cert_resolver(Arc::new(Shows(Arc::new(CertifiedKey::new(chain, key)))))
+        }
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let connection = ClientConnection::new(Arc::new(config), ServerName::try_from("agent.invalid")?)?;
     let stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(SILENCE_LIMIT))?;
@@ -54,7 +70,24 @@ pub fn probe(port: u16, shown: Option<Shown>) -> anyhow::Result<Answer> {
         Some(rustls::Error::AlertReceived(alert)) => {
             Ok(Answer::Alert(alert.as_str().context("an alert with a name")?.to_owned()))
         }
+        None if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+            Ok(Answer::Closed)
+        }
         _ => bail!("port {port} answers neither HTTP/2 nor an alert: {error}"),
+    }
+}
+
+/// Shows one chain, whoever asks.
+#[derive(Debug)]
+struct Shows(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
     }
 }
 

@@ -109,7 +109,7 @@ impl Pair {
         let pair = Self { fleet, sidecar };
         // The node reports once it is up; the refusal is counted when its connection has ended.
         wait::until("the refused handshake", Duration::from_secs(20), || {
-            let refused = "fleet_kms_agent_refused_connections_total{reason=\"no_certificate\"} 1\n";
+            let refused = "fleet_kms_agent_tls_refused_total{port=\"data\",reason=\"no_certificate\"} 1\n";
             Ok(pair.agent().contains(refused).then_some(()))
         })
         .unwrap();

@@ -36,6 +36,7 @@ use crate::sightings::Sightings;
 use crate::slots::Slots;
 use crate::storage::{self, Storage, StorageError};
 use crate::trail::Event;
+use crate::turns::Turns;
 use crate::witness::Witness;
 
 /// Why an agent cannot start.
@@ -306,6 +307,7 @@ impl Agent {
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
             (Arc::clone(&self.rolled_back), sightings),
+            Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
             self.monotonic,
         )
     }

@@ -111,7 +111,9 @@ pub struct Backups {
 }
 
 impl Backups {
-    /// Makes the only maker of backups of the store at `store`.
+    /// Makes the only maker of backups of the store at `store`, and removes what
+    /// a crash left of a handed-over one: a copy of the store that nobody asked
+    /// for would open with slots that are removed since.
     ///
     /// # Errors
     ///
@@ -122,6 +124,7 @@ impl Backups {
         changes: Arc<Changes>,
         keyrings: Arc<LiveKeyrings>,
     ) -> Result<Self, LedgerError> {
+        remove_handovers(&store);
         let last = changes.ledger().read::<BackupRecord>(&rows::fixed(rows::BACKUP)).await?;
         let last = last.map(|last| (from_ms(last.payload.verified_ms), PathBuf::from(last.payload.file)));
         Ok(Self {
@@ -165,9 +168,7 @@ impl Backups {
     ///
     /// When the store cannot be copied or the copy is not sound.
     pub async fn hand_over(&self) -> Result<(u64, Verified), BackupError> {
-        let mut name = self.store.as_os_str().to_owned();
-        name.push(".handover");
-        let verified = self.make(Path::new(&name)).await?;
+        let verified = self.make(&handover_of(&self.store)).await?;
         let mut handed_over = self.handed_over.lock().unwrap_or_else(PoisonError::into_inner);
         let number = handed_over.as_ref().map_or(1, |(number, _)| number + 1);
         *handed_over = Some((number, verified.clone()));
@@ -259,6 +260,24 @@ pub async fn look_into(copy: &Ledger, keyrings: &LiveKeyrings) -> Result<Held, U
     if damaged.is_empty() { Ok(held) } else { Err(Unsound::Versions(damaged.len())) }
 }
 
+/// Removes what a crash left of a handed-over backup, SQLite's side files
+/// included. What cannot be removed is replaced by the next one.
+fn remove_handovers(store: &Path) {
+    let handover = handover_of(store);
+    let directory = store.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Some(prefix) = handover.file_name().and_then(|name| name.to_str()) else { return };
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Where a backup waits for whoever asked for it.
+fn handover_of(store: &Path) -> PathBuf {
+    store.with_added_extension("handover")
+}
+
 /// Runs what waits for the disk off the runtime's threads.
 async fn blocking<T: Send + 'static>(operation: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(operation).await.expect("nothing in here panics")
@@ -266,4 +285,22 @@ async fn blocking<T: Send + 'static>(operation: impl FnOnce() -> T + Send + 'sta
 
 fn text(path: &Path) -> String {
     path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_crash_left_of_a_handed_over_backup_is_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = directory.path().join("store.db");
+        let left = [".handover", ".handover-shm", ".handover.partial", ".handover.partial-journal"];
+        let own = ["", "-wal", ".lock", ".partial"];
+        let path = |suffix: &str| directory.path().join(format!("store.db{suffix}"));
+        left.iter().chain(&own).for_each(|suffix| std::fs::write(path(suffix), "").unwrap());
+        remove_handovers(&store);
+        assert!(left.iter().all(|suffix| !path(suffix).exists()));
+        assert!(own.iter().all(|suffix| path(suffix).exists()));
+    }
 }

@@ -6,7 +6,6 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -25,6 +24,11 @@ pub use tally::Tally;
 
 /// Times a change is decided again because the store changed meanwhile.
 const ATTEMPTS: usize = 8;
+
+tokio::task_local! {
+    /// There in the task of a recovery, as long as it runs.
+    static RECOVERY: ();
+}
 
 /// Why a change did not happen, or may not have.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +80,6 @@ pub struct Changes {
     /// Locked while it is read and written, so that its count only rises.
     witness: Arc<Mutex<Witness>>,
     unconfirmed: Mutex<Option<Unconfirmed>>,
-    /// Set while a recovery that an operator confirmed is under way.
-    recovering: AtomicBool,
     /// Held by each change; taken whole to lock the agent between two changes.
     locked: tokio::sync::RwLock<bool>,
     clock: Clock,
@@ -102,7 +104,6 @@ impl Changes {
             log,
             witness,
             unconfirmed: Mutex::new(unconfirmed),
-            recovering: AtomicBool::new(false),
             locked: tokio::sync::RwLock::new(false),
             clock,
             generator,
@@ -120,10 +121,10 @@ impl Changes {
         *self.unconfirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets changes through although the store is unconfirmed, or no longer: an
-    /// operator has confirmed it and its recovery begins, or failed.
-    pub(crate) fn set_recovering(&self, recovering: bool) {
-        self.recovering.store(recovering, Ordering::SeqCst);
+    /// Runs a recovery that an operator has confirmed: the changes that it makes
+    /// itself pass although the store is unconfirmed, and nobody else's do.
+    pub(crate) async fn as_recovery<F: Future>(&self, recovery: F) -> F::Output {
+        RECOVERY.scope((), recovery).await
     }
 
     /// Ends `recovered-unconfirmed`: takes the rows as they are under a head
@@ -217,19 +218,46 @@ impl Changes {
         F: Future<Output = Result<(Changeset, T), E>> + Send,
         P: Fn() -> F + Send + Sync,
     {
-        let ended = self.recorded(intent, prepare).await;
+        self.run_applied(intent, prepare, |value, revision| (value, revision)).await
+    }
+
+    /// Like [`Self::run`]; `apply` takes the change into memory as soon as it
+    /// is durable, before the audit has the outcome and before anything that
+    /// waits for the end of this change, such as the end of a store-key epoch,
+    /// goes on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::run`].
+    pub async fn run_applied<T, R, E, F, P>(
+        &self,
+        intent: Intent,
+        prepare: P,
+        apply: impl FnOnce(T, Revision) -> R + Send,
+    ) -> Result<R, ChangeError<E>>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<(Changeset, T), E>> + Send,
+        P: Fn() -> F + Send + Sync,
+    {
+        let ended = self.recorded(intent, prepare, apply).await;
         self.tally.note(&ended);
         ended
     }
 
-    async fn recorded<T, E, F, P>(&self, intent: Intent, prepare: P) -> Result<(T, Revision), ChangeError<E>>
+    async fn recorded<T, R, E, F, P>(
+        &self,
+        intent: Intent,
+        prepare: P,
+        apply: impl FnOnce(T, Revision) -> R + Send,
+    ) -> Result<R, ChangeError<E>>
     where
         E: std::error::Error + 'static,
         F: Future<Output = Result<(Changeset, T), E>> + Send,
         P: Fn() -> F + Send + Sync,
     {
         if let Some(why) = self.unconfirmed()
-            && !self.recovering.load(Ordering::SeqCst)
+            && RECOVERY.try_with(|()| ()).is_err()
         {
             return Err(ChangeError::Unconfirmed(why));
         }
@@ -246,6 +274,7 @@ impl Changes {
         let recorded = recorded.map_err(ChangeError::Audit)?;
         let mark = Mark { change, intent: recorded };
         let result = self.attempt(&mark, prepare).await;
+        let result = result.map(|(value, revision)| apply(value, revision));
         let outcome = match &result {
             Ok(_) => Closed::Done,
             Err(ChangeError::Write(WriteError::Unknown(_))) => Closed::Unknown,
@@ -277,6 +306,9 @@ impl Changes {
             let happened = self.ledger.happened(&intent.change).await?;
             let why = "the agent stopped before the transaction".to_owned();
             self.close(intent.change, if happened { Closed::Done } else { Closed::NotDone(why) }).await;
+        }
+        if self.log.open_intents().is_empty() {
+            self.ledger.settle_all().await?;
         }
         Ok(open.len())
     }
@@ -377,4 +409,43 @@ async fn off_runtime<T: Send + 'static>(
 
 fn report(what: &str, error: &dyn std::error::Error) {
     tracing::error!(error = chain(error), "{what} could not be recorded in the audit's directory");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use fleet_kms_store::MemoryStore;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::enrolment::rig;
+
+    #[tokio::test]
+    async fn while_a_recovery_runs_only_its_own_changes_pass() {
+        let directory = tempfile::tempdir().unwrap();
+        let changes = rig::unconfirmed_changes(directory.path(), Arc::new(MemoryStore::new())).await;
+        let attempt = || async {
+            let prepare = || async { Ok::<_, Infallible>((changes.ledger().changeset(), ())) };
+            changes.run(Intent::new("node_ban", "admin"), prepare).await
+        };
+        let (begun, has_begun) = oneshot::channel();
+        let (end, may_end) = oneshot::channel();
+        let recovery = changes.as_recovery(async {
+            let own = attempt().await;
+            begun.send(()).unwrap();
+            may_end.await.unwrap();
+            own
+        });
+        let others = async {
+            has_begun.await.unwrap();
+            let other = attempt().await;
+            end.send(()).unwrap();
+            other
+        };
+        let (own, other) = tokio::join!(recovery, others);
+        own.unwrap();
+        assert!(matches!(other, Err(ChangeError::Unconfirmed(Unconfirmed::Edited))), "{other:?}");
+        assert!(matches!(attempt().await, Err(ChangeError::Unconfirmed(_))), "nor after it");
+    }
 }

@@ -155,9 +155,12 @@ impl ControlPlane {
         let permit = permit.for_new_cluster(id);
         let intent = Intent::new("cluster_create", permit.who()).cluster(id, name.as_str()).reason(reason);
         let prepare = || self.prepare_cluster(&permit, &name, policy);
-        let ((snapshot, created), revision) = self.changes.run_with_revision(intent, prepare).await?;
-        self.keyrings.publish(id, Snapshot { revision, ..snapshot });
-        self.clusters.publish(LiveClusterName { id, name: name.clone(), created });
+        let publish = |(snapshot, created), revision| {
+            self.keyrings.publish(id, Snapshot { revision, ..snapshot });
+            self.clusters.publish(LiveClusterName { id, name: name.clone(), created });
+            created
+        };
+        let created = self.changes.run_applied(intent, prepare, publish).await?;
         let backed = self.backup().await;
         backed.map_err(|error| ChangeError::Refused(CreateError::NoBackup(Box::new(error))))?;
         Ok(Created { id, name, created })
@@ -255,9 +258,7 @@ impl ControlPlane {
                 keyring.reanchor(now).then(Vec::new).ok_or(KeyChangeError::NotDue)
             })
         };
-        let (snapshot, revision) = self.changes.run_with_revision(intent, prepare).await?;
-        self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
-        Ok(())
+        self.changes.run_applied(intent, prepare, |snapshot, at| self.publish(permit, snapshot, at)).await
     }
 
     async fn rotate_as<A: MakesKeks>(
@@ -279,11 +280,18 @@ impl ControlPlane {
                     .collect()
             })
         };
-        let (snapshot, revision) = self.changes.run_with_revision(intent, prepare).await?;
-        let active = snapshot.keyring.active();
-        let rotated = Rotated { active: active.version, key_id: active.key_id };
+        let publish = |snapshot: Snapshot, revision| {
+            let active = snapshot.keyring.active();
+            let rotated = Rotated { active: active.version, key_id: active.key_id };
+            self.publish(permit, snapshot, revision);
+            rotated
+        };
+        self.changes.run_applied(intent, prepare, publish).await
+    }
+
+    /// Makes a keyring visible that is durable as of `revision`.
+    fn publish<A: Action>(&self, permit: &Permit<A>, snapshot: Snapshot, revision: Revision) {
         self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
-        Ok(rotated)
     }
 
     /// Waits for a verified backup if one is required.

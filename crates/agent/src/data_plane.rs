@@ -22,11 +22,12 @@ use crate::live_keyrings::{LiveKeyrings, Reloaded, UnwrapError, Unwrapped};
 use crate::nodes::Nodes;
 use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
+use crate::turns::{Turns, Work};
 
 /// Wrapped DEKs in one Unwrap.
 pub const MAX_BATCH: usize = 512;
-/// A batch lets others go first after so many.
-const YIELD_EVERY: usize = 32;
+/// A batch takes a turn for so many: what one turn may cost the others.
+const ITEMS_PER_TURN: usize = 8;
 
 /// The service of the data port.
 #[derive(Clone)]
@@ -42,6 +43,7 @@ struct Shared {
     bulletin: Arc<Bulletin>,
     rolled_back: Arc<RolledBack>,
     sightings: Arc<Sightings>,
+    turns: Turns,
     monotonic: fn() -> Instant,
 }
 
@@ -54,9 +56,11 @@ impl DataPlaneService {
         nodes: Arc<Nodes>,
         bulletin: Arc<Bulletin>,
         (rolled_back, sightings): (Arc<RolledBack>, Arc<Sightings>),
+        turns: Turns,
         monotonic: fn() -> Instant,
     ) -> Self {
-        let shared = Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, monotonic };
+        let shared =
+            Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, turns, monotonic };
         Self { shared: Arc::new(shared) }
     }
 }
@@ -87,7 +91,9 @@ impl Shared {
         let WrapRequest { plaintext, key_id } = call.message;
         let dek = Zeroizing::new(plaintext);
         let named = parse_key_id(&key_id)?;
+        let turn = self.turns.turn(call.permit.cluster(), call.permit.who(), Work::Wrap).await;
         let wrapped = self.keyrings.wrap(&call.permit, named.as_ref(), &dek, call.now)?;
+        drop(turn);
         let response = WrapResponse {
             wrapped: wrapped.bytes,
             key_id: wrapped.header.key_id.as_bytes().to_vec(),
@@ -106,13 +112,17 @@ impl Shared {
         }
         let mut items = Vec::with_capacity(wrapped.len());
         let mut said = Vec::with_capacity(wrapped.len());
-        for (index, wrapped) in wrapped.iter().enumerate() {
-            if index % YIELD_EVERY == YIELD_EVERY - 1 {
-                tokio::task::yield_now().await;
+        let work = if wrapped.len() == 1 { Work::Unwrap } else { Work::Batch };
+        for some in wrapped.chunks(ITEMS_PER_TURN) {
+            let turn = self.turns.turn(call.permit.cluster(), call.permit.who(), work).await;
+            let results: Vec<_> =
+                some.iter().map(|wrapped| self.keyrings.unwrap(&call.permit, wrapped)).collect();
+            drop(turn);
+            for (wrapped, result) in some.iter().zip(results) {
+                let (outcome, note) = item(self.looked_up(&call.permit, wrapped, result).await)?;
+                items.push(UnwrapItem { outcome: Some(outcome) });
+                said.push(note);
             }
-            let (outcome, note) = item(self.unwrap_one(&call.permit, wrapped).await)?;
-            items.push(UnwrapItem { outcome: Some(outcome) });
-            said.push(note);
         }
         Ok((UnwrapResponse { items }, said))
     }
@@ -133,16 +143,20 @@ impl Shared {
         Ok((response, vec![Said::ok(active.version)]))
     }
 
-    /// Unwraps one; an unknown key id, or one that opens under Next, makes the
-    /// agent look into the store again, once. What still opens under Next was
-    /// wrapped when this version was active: the store is an old copy.
-    async fn unwrap_one(
+    /// Goes on from the first try to unwrap one: an unknown key id, or one that
+    /// opens under Next, makes the agent look into the store again, once. What
+    /// still opens under Next was wrapped when this version was active: the
+    /// store is an old copy.
+    async fn looked_up(
         &self,
         permit: &Permit<actions::Unwrap>,
         wrapped: &[u8],
+        result: Result<Unwrapped, UnwrapError>,
     ) -> Result<Unwrapped, UnwrapError> {
-        match self.keyrings.unwrap(permit, wrapped) {
-            Err(UnwrapError::UnknownKey) if self.reload(permit.cluster()).await => {
+        match result {
+            Err(UnwrapError::UnknownKey) => {
+                // Whoever brought the news: this call, or one that it waited for.
+                self.reload(permit.cluster()).await;
                 self.keyrings.unwrap(permit, wrapped)
             }
             Ok(unwrapped) if unwrapped.under_next => {

@@ -30,7 +30,7 @@ pub mod tokens;
 
 pub use status::EnrolmentError;
 
-use issue::{Certified, EnrolError, Issuer, Join, RenewError};
+use issue::{Certified, Issuer, RenewError};
 
 /// A join token's secret.
 const SECRET: usize = 32;
@@ -96,7 +96,7 @@ impl Shared {
         if node.len() > MAX_NODE {
             return Err(EnrolmentError::Request { field: "node", problem: "is longer than 63 characters" });
         }
-        let join = Join::parse(&token, &csr, node, address).map_err(EnrolError::from)?;
+        let join = self.issuer.read_join(&token, &csr, node, address).await?;
         let issuer = Arc::clone(&self.issuer);
         let certified = to_end(async move { issuer.enrol(&join).await }).await?;
         Ok(self.response(certified))
@@ -104,8 +104,14 @@ impl Shared {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<CertificateResponse, EnrolmentError> {
         let caller = Caller::from_connection(request.extensions()).map_err(|_| Denied::NoCertificate)?;
-        let csr = Csr::from_der(&request.into_inner().csr).map_err(RenewError::from)?;
         let permit = self.may_renew(&caller).await?;
+        let csr = match Csr::from_der(&request.into_inner().csr).map_err(RenewError::from) {
+            Ok(csr) => csr,
+            Err(error) => {
+                self.issuer.note_refused_renewal(caller.certificate(), &error).await;
+                return Err(error.into());
+            }
+        };
         let issuer = Arc::clone(&self.issuer);
         let certified =
             to_end(async move { issuer.renew(&permit, caller.certificate(), &csr).await }).await?;

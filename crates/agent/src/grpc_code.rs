@@ -70,6 +70,23 @@ pub fn status(code: Code, reason: &'static str, text: impl Into<String>) -> Stat
     status
 }
 
+/// Adds the reason to a refusal that tonic made before any handler ran: what it
+/// cannot read would be the same to every agent. What another agent may answer
+/// otherwise (a deadline, an RPC that is not here yet) stays without one.
+pub fn with_reason<B>(mut response: http::Response<B>) -> http::Response<B> {
+    let headers = response.headers_mut();
+    let code = headers.get(Status::GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()));
+    let reason = match code {
+        Some(Code::OutOfRange) => "message_too_long",
+        Some(Code::Internal | Code::InvalidArgument) => "unreadable",
+        _ => return response,
+    };
+    if !headers.contains_key(REASON) {
+        headers.insert(REASON, http::HeaderValue::from_static(reason));
+    }
+    response
+}
+
 impl From<DataError> for Status {
     fn from(error: DataError) -> Self {
         let (code, reason) = error.code();

@@ -226,7 +226,9 @@ impl Host<'_> {
     }
 
     async fn confirm(&self, bans_from: &[PathBuf]) -> Result<String, HostError> {
-        let bans = crate::bans::read(bans_from).map_err(|error| HostError::failed(&error))?;
+        // All at once: of what several audits say of one identity, the latest counts.
+        let directories = restore::audits(self.config, bans_from);
+        let bans = crate::bans::read(&directories).map_err(|error| HostError::failed(&error))?;
         let bans = bans.states.iter().map(|(id, banned)| (id.to_string(), *banned)).collect();
         let Reply::Confirmed { rotated, banned } = self.ask(Request::Confirm { bans }, Vec::new()).await?
         else {

@@ -318,8 +318,28 @@ impl Ledger {
         Ok(())
     }
 
+    /// Settles every change of this agent whose record is still in the store.
+    /// For the start, once no intent is open: a run ends with some of its last
+    /// changes settled in memory only.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub(crate) async fn settle_all(&self) -> Result<(), LedgerError> {
+        let left = self.scan::<ChangeRecord>(rows::CHANGES).await?;
+        let left = left.into_iter().filter(|record| record.payload.agent == self.agent);
+        *self.settled() = left.collect();
+        Ok(())
+    }
+
+    /// Says whether a row is the record of a change whose outcome is in the
+    /// audit, still to be removed.
+    pub(crate) fn is_settled(&self, row: &RowName) -> bool {
+        self.settled().iter().any(|record| record.row == *row)
+    }
+
     /// Forgets that a change's record is still to be removed: somebody else
-    /// removes it.
+    /// removed it.
     pub(crate) fn forget_settled(&self, row: &RowName) {
         self.settled().retain(|record| record.row != *row);
     }

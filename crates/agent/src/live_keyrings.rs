@@ -7,7 +7,7 @@
 //! call opens the one it needs, uses it and wipes it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -144,6 +144,9 @@ impl MakesKeks for actions::Recovery {}
 pub struct LiveKeyrings {
     store_keys: ArcSwapOption<StoreKeys>,
     clusters: ArcSwap<HashMap<ClusterId, Arc<LiveCluster>>>,
+    /// Whose each key id is, to tell a foreign one from one that nobody has
+    /// without a look at every cluster. Only refusals read it; nothing leaves it.
+    owners: RwLock<HashMap<KeyId, ClusterId>>,
     generator: Generator,
 }
 
@@ -181,7 +184,7 @@ impl LiveKeyrings {
         let snapshot = self.snapshot(permit.cluster())?;
         let wrapped = WrappedDek::parse(wrapped).map_err(|_| UnwrapError::Malformed)?;
         let version = snapshot.keyring.for_unwrap(&wrapped.header()).map_err(|refused| match refused {
-            UnwrapRefused::UnknownKeyId => self.unknown(&wrapped.header().key_id),
+            UnwrapRefused::UnknownKeyId => self.unknown(&permit.cluster(), &wrapped.header().key_id),
             UnwrapRefused::VersionMismatch => UnwrapError::Altered,
             UnwrapRefused::Disabled { .. } => UnwrapError::Disabled,
             UnwrapRefused::Destroyed { .. } => UnwrapError::Destroyed,
@@ -224,16 +227,26 @@ impl LiveKeyrings {
     /// Makes a committed snapshot visible to the next call. Called only after
     /// the transaction is durable.
     pub fn publish(&self, cluster: ClusterId, snapshot: Snapshot) {
+        let key_ids: Vec<_> = snapshot.keyring.versions().iter().map(|version| version.key_id).collect();
+        self.seat(cluster, Arc::new(snapshot));
+        // Afterwards: before, a caller's own new key id would be taken for another's.
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.extend(key_ids.into_iter().map(|key_id| (key_id, cluster)));
+    }
+
+    fn seat(&self, cluster: ClusterId, snapshot: Arc<Snapshot>) {
+        if self.clusters.load().get(&cluster).is_none() {
+            let new = Arc::new(LiveCluster::new(Arc::clone(&snapshot), WrapCounts::default()));
+            self.clusters.rcu(|clusters| {
+                let mut clusters = HashMap::clone(clusters);
+                clusters.entry(cluster).or_insert_with(|| Arc::clone(&new));
+                clusters
+            });
+        }
+        // Also after an insert: another snapshot of the same cluster may have got in first.
         if let Some(live) = self.clusters.load().get(&cluster) {
             live.replace(snapshot);
-            return;
         }
-        let live = Arc::new(LiveCluster::new(snapshot, WrapCounts::default()));
-        self.clusters.rcu(|clusters| {
-            let mut clusters = HashMap::clone(clusters);
-            clusters.entry(cluster).or_insert_with(|| Arc::clone(&live));
-            clusters
-        });
     }
 
     /// Opens a CA's private key.
@@ -304,25 +317,24 @@ impl LiveKeyrings {
     }
 
     /// Tells another cluster's key id from one that nobody has, for the audit.
-    fn unknown(&self, key_id: &KeyId) -> UnwrapError {
-        let clusters = self.clusters.load();
-        let known = clusters.values().any(|live| live.snapshot.load().keyring.by_key_id(key_id).is_some());
-        if known { UnwrapError::Foreign } else { UnwrapError::UnknownKey }
+    fn unknown(&self, caller: &ClusterId, key_id: &KeyId) -> UnwrapError {
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let foreign = owners.get(key_id).is_some_and(|owner| owner != caller);
+        if foreign { UnwrapError::Foreign } else { UnwrapError::UnknownKey }
     }
 }
 
 impl LiveCluster {
-    fn new(snapshot: Snapshot, wraps: WrapCounts) -> Self {
+    fn new(snapshot: Arc<Snapshot>, wraps: WrapCounts) -> Self {
         Self {
-            snapshot: ArcSwap::from_pointee(snapshot),
+            snapshot: ArcSwap::new(snapshot),
             reread: load::Reread::default(),
             wraps: Wraps::from_flushed(wraps),
         }
     }
 
     /// Takes a snapshot unless it is older than the one there.
-    fn replace(&self, snapshot: Snapshot) {
-        let snapshot = Arc::new(snapshot);
+    fn replace(&self, snapshot: Arc<Snapshot>) {
         self.snapshot.rcu(|current| {
             Arc::clone(if current.revision < snapshot.revision { &snapshot } else { current })
         });

@@ -2,10 +2,8 @@
 //! scrape is in `scrape.rs`. Label sets are closed; `docs/metrics.md` has one
 //! line for each series.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use fleet_kms_transport::{ConnectionEvent, Observer, Refusal};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -22,15 +20,17 @@ struct CallLabels {
     outcome: &'static str,
 }
 
+/// Labels of a connection that came to no call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabel {
+struct RefusedLabels {
+    port: &'static str,
     reason: &'static str,
 }
 
 /// All metrics of the agent that are counted as things happen.
 pub struct Metrics {
     calls: Family<CallLabels, Histogram, fn() -> Histogram>,
-    refused: Family<ReasonLabel, Counter>,
+    tls_refused: Family<RefusedLabels, Counter>,
     accept_failures: Counter,
 }
 
@@ -44,37 +44,28 @@ impl Metrics {
         });
         let help = "Time to answer a call, by operation and outcome";
         registry.register_with_unit("call_duration", help, Unit::Seconds, calls.clone());
-        let refused = Family::<ReasonLabel, Counter>::default();
-        let help = "Connections that came to no call, by reason";
-        registry.register("refused_connections", help, refused.clone());
-        // A closed set is there from the start, so that a first event shows as an increase.
-        for reason in Refusal::LABELS {
-            drop(refused.get_or_create(&ReasonLabel { reason }));
-        }
+        let tls_refused = Family::default();
+        let help = "Connections that came to no call, by port and reason; most fail in the TLS handshake";
+        registry.register("tls_refused", help, tls_refused.clone());
         let accept_failures = Counter::default();
         let help = "Connections that the system did not hand over, as when files run out";
         registry.register("accept_failures", help, accept_failures.clone());
-        Self { calls, refused, accept_failures }
+        Self { calls, tls_refused, accept_failures }
+    }
+
+    /// Counts one connection that came to no call.
+    pub fn tls_refused(&self, port: &'static str, reason: &'static str) {
+        self.tls_refused.get_or_create(&RefusedLabels { port, reason }).inc();
+    }
+
+    /// Counts one connection that the system did not hand over.
+    pub fn accept_failed(&self) {
+        self.accept_failures.inc();
     }
 
     /// Counts one call.
     pub fn call(&self, operation: &'static str, outcome: &'static str, elapsed: Duration) {
         let labels = CallLabels { operation, outcome };
         self.calls.get_or_create(&labels).observe(elapsed.as_secs_f64());
-    }
-
-    /// Counts connections that come to no call; a denied peer's calls are in the
-    /// audit.
-    pub fn observer(self: &Arc<Self>) -> Observer {
-        let metrics = Arc::clone(self);
-        Arc::new(move |event| {
-            match event {
-                ConnectionEvent::Refused { refusal, .. } => {
-                    metrics.refused.get_or_create(&ReasonLabel { reason: refusal.label() }).inc();
-                }
-                ConnectionEvent::AcceptFailed(_) => drop(metrics.accept_failures.inc()),
-            }
-            tracing::debug!(?event, "a connection was refused");
-        })
     }
 }

@@ -85,10 +85,7 @@ impl Recovery<'_> {
     ///
     /// See [`RecoverError`]; the store is then as unconfirmed as before.
     pub async fn run(&self, bans: &Bans, count: u64) -> Result<Recovered, RecoverError> {
-        self.changes.set_recovering(true);
-        let result = self.recover(bans, count).await;
-        self.changes.set_recovering(false);
-        result
+        self.changes.as_recovery(self.recover(bans, count)).await
     }
 
     async fn recover(&self, bans: &Bans, count: u64) -> Result<Recovered, RecoverError> {

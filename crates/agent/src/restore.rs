@@ -160,7 +160,7 @@ pub async fn run(
     let (store, file) = (&config.store, options.file.display().to_string());
     let place = |source| RestoreError::Place { store: store.display().to_string(), source };
     let replacement = SqliteStore::replace(store).map_err(place)?;
-    let directories = audits(config, options);
+    let directories = audits(config, &options.bans_from);
     let bans = bans::read(&directories)?;
     if bans.lines == 0 && !options.without_bans {
         let names: Vec<_> = directories.iter().map(|path| path.display().to_string()).collect();
@@ -217,9 +217,9 @@ async fn make_good(
 }
 
 /// The audits that were named, and the agent's own if it is there.
-fn audits(config: &Config, options: &Options) -> Vec<PathBuf> {
+pub(crate) fn audits(config: &Config, bans_from: &[PathBuf]) -> Vec<PathBuf> {
     let own = config.audit.is_dir().then(|| config.audit.clone());
-    let mut directories: Vec<PathBuf> = options.bans_from.iter().cloned().chain(own).collect();
+    let mut directories: Vec<PathBuf> = bans_from.iter().cloned().chain(own).collect();
     directories.sort();
     directories.dedup();
     directories

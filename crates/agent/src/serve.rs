@@ -25,22 +25,39 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::util::MapResponseLayer;
 use tower::{Layer, ServiceExt};
 
 use crate::agent::{Agent, OpenError};
 use crate::config::{Config, Listen};
 use crate::enrolment::EnrolmentService;
 use crate::errors::chain;
+use crate::grpc_code::with_reason;
 use crate::ledger::Generator;
 use crate::metrics::PREFIX;
 use crate::rotation::{Pace, Schedule};
 use crate::slots::reseal;
+use crate::turned_away::TurnedAway;
 use crate::{admin, backup, local, ops, wraps};
 
-/// The largest request of the data port: a batch of wrapped DEKs.
-const MAX_DATA_REQUEST: usize = 1 << 20;
+/// The largest request of the data port: 512 wrapped DEKs of 32 bytes are 49 KiB.
+const MAX_DATA_REQUEST: usize = 64 << 10;
+/// Calls at a time of one connection to the data port. With the size of a
+/// request they bound what a connection may cost: 16 MiB.
+const DATA_STREAMS: u32 = 256;
+/// Bytes of a connection to the data port that no handler has read yet.
+const DATA_UNREAD: u32 = 256 << 10;
 /// The largest request of the enrolment port: a CSR.
 const MAX_ENROLMENT_REQUEST: usize = 16 << 10;
+/// A connection to the enrolment port is for one call; a few more do no harm.
+const ENROLMENT_STREAMS: u32 = 8;
+/// The age of such a connection.
+const ENROLMENT_AGE: Duration = Duration::from_secs(60);
+/// Connections to the enrolment port from one source, which needs no certificate
+/// there: a site behind one address that comes back, a tenth of the port.
+const ENROLMENT_PER_SOURCE: usize = 1_000;
+/// Connections of one admin: automation makes one for each command.
+const ADMIN_PER_IDENTITY: usize = 64;
 /// The agent looks at the issuing CA and its own certificate so often.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
 /// How long a stop waits for background work.
@@ -166,7 +183,13 @@ async fn serve(
     let agent = Arc::new(agent);
     let drain = Drain::new();
     let tasks = TaskTracker::new();
-    let connections = Connections::observed_by(agent.metrics.observer());
+    let turned_away = TurnedAway::new(
+        Arc::clone(&agent.metrics),
+        Arc::clone(&agent.data_log),
+        Arc::clone(agent.clock()),
+        clocks::monotonic,
+    );
+    let connections = Connections::observed_by(turned_away.observer());
     spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
     let work = TaskTracker::new();
     spawn_work(&work, &agent, config.pace, &stop);
@@ -212,13 +235,16 @@ fn spawn_ports(
         agent_tls(Arc::clone(agent.own.live()), Arc::clone(&agent.roots), clock, auth)
     };
     let port = |listener, tls| TlsPort::from_std(listener, tls).map_err(ServeError::Start);
-    let limits = ServeLimits::default;
+    let on = |port| connections.of_port(port);
+    let own_answers = MapResponseLayer::new(with_reason);
     let body = |request: http::Request<hyper::body::Incoming>| request.map(tonic::body::Body::new);
 
     let data = DataPlaneServer::new(agent.data_plane()).max_decoding_message_size(MAX_DATA_REQUEST);
-    let data = DeadlineLayer.layer(data.map_request(body));
+    let data = own_answers.layer(DeadlineLayer.layer(data.map_request(body)));
     let listener = port(listeners.data, tls(ClientAuth::Required))?;
-    tasks.spawn(fleet_kms_transport::serve(listener, data, limits(), connections.clone(), drain.clone()));
+    let limits =
+        ServeLimits { max_streams: DATA_STREAMS, connection_window: DATA_UNREAD, ..ServeLimits::default() };
+    tasks.spawn(fleet_kms_transport::serve(listener, data, limits, on("data"), drain.clone()));
 
     let enrolment = EnrolmentService::new(
         Arc::clone(&agent.issuer),
@@ -229,19 +255,20 @@ fn spawn_ports(
         clocks::monotonic,
     );
     let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(MAX_ENROLMENT_REQUEST);
-    let enrolment = DeadlineLayer.layer(enrolment.map_request(body));
+    let enrolment = own_answers.layer(DeadlineLayer.layer(enrolment.map_request(body)));
     let listener = port(listeners.enrolment, tls(ClientAuth::OptionalMayBeExpired))?;
-    tasks.spawn(fleet_kms_transport::serve(
-        listener,
-        enrolment,
-        limits(),
-        connections.clone(),
-        drain.clone(),
-    ));
+    let limits = ServeLimits {
+        max_connections_per_source: ENROLMENT_PER_SOURCE,
+        max_streams: ENROLMENT_STREAMS,
+        age: ENROLMENT_AGE,
+        ..ServeLimits::default()
+    };
+    tasks.spawn(fleet_kms_transport::serve(listener, enrolment, limits, on("enrolment"), drain.clone()));
 
     let listener = port(listeners.admin, tls(ClientAuth::Required).with_http1())?;
     let router = admin::router(Arc::clone(agent), connections.clone());
-    tasks.spawn(fleet_kms_transport::serve(listener, router, limits(), connections.clone(), drain.clone()));
+    let limits = ServeLimits { max_connections_per_identity: ADMIN_PER_IDENTITY, ..ServeLimits::default() };
+    tasks.spawn(fleet_kms_transport::serve(listener, router, limits, on("admin"), drain.clone()));
 
     ops::spawn(tasks, agent, connections, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
 }

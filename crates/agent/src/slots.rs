@@ -122,6 +122,9 @@ pub struct Slots {
     in_use: SlotId,
     generator: Generator,
     rotate: Notify,
+    /// Held while slots are added or removed: a slot that is added while
+    /// another is removed would be sealed for a store key that goes.
+    one_at_a_time: tokio::sync::Mutex<()>,
 }
 
 impl Slots {
@@ -133,7 +136,8 @@ impl Slots {
         in_use: SlotId,
         generator: Generator,
     ) -> Self {
-        Self { changes, keyrings, backups, in_use, generator, rotate: Notify::new() }
+        let (rotate, one_at_a_time) = (Notify::new(), tokio::sync::Mutex::default());
+        Self { changes, keyrings, backups, in_use, generator, rotate, one_at_a_time }
     }
 
     /// Returns the slot that opened the store at this start.
@@ -163,12 +167,11 @@ impl Slots {
     ///
     /// When the agent is locked, there are too many, or the store refuses.
     pub async fn add(&self, slot: &dyn RootSlot, label: &str) -> Result<SlotId, SlotsError> {
+        let _one = self.one_at_a_time.lock().await;
         if self.list().await?.len() >= MAX_SLOTS {
             return Err(SlotsError::TooMany);
         }
-        if self.keyrings.is_rotating() {
-            return Err(SlotsError::Rotating);
-        }
+        self.must_not_rotate().await?;
         let id = SlotId::generate(&mut *(self.generator)());
         let intent = Intent::new("slot_add", "host").target(id.to_string()).detail("label", label);
         let intent = intent.detail("kind", slot.kind().to_string());
@@ -181,6 +184,16 @@ impl Slots {
         };
         self.changes.run(intent, prepare).await.map_err(flatten)?;
         Ok(id)
+    }
+
+    /// Refuses while the store key is rotated. The store is asked as well: it
+    /// knows of a rotation whose beginning was not answered.
+    async fn must_not_rotate(&self) -> Result<(), SlotsError> {
+        let older = self.changes.ledger().scan_revisions(rows::OLDER_STORE_KEYS).await?;
+        if self.keyrings.is_rotating() || !older.is_empty() {
+            return Err(SlotsError::Rotating);
+        }
+        Ok(())
     }
 
     /// Says which slot a root key opens, and notes that it does.
@@ -266,3 +279,6 @@ async fn orphaned_backup(
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,14 @@
 //! A certificate request as the agent reads it: a public key, and the proof that the sender holds its private half.
 //!
-//! Nothing else of it is ever used. Attack: a request that asks for an admin's name or a CA's constraints gets a
-//! certificate for the identity that the token or the old certificate names, like any other.
+//! Nothing else of it is ever used, whatever it asks for: names come from the token or the old certificate. Attack: a
+//! request that asks for an admin's name. It would get its own name all the same, and it is refused, because no node of
+//! ours asks: whoever sends it must be seen.
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use x509_parser::{
     certification_request::X509CertificationRequest,
+    extensions::ParsedExtension,
     oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY},
     prelude::FromDer,
 };
@@ -39,6 +41,11 @@ impl Csr {
         if spki.algorithm.algorithm != OID_KEY_TYPE_EC_PUBLIC_KEY || curve != Some(OID_EC_P256) {
             return Err(CsrError::Key);
         }
+        let asked = parsed.requested_extensions().into_iter().flatten();
+        if asked.into_iter().any(|extension| matches!(extension, ParsedExtension::SubjectAlternativeName(_)))
+        {
+            return Err(CsrError::AsksForName);
+        }
         parsed.verify_signature().map_err(|_| CsrError::Signature)?;
         Ok(Self { spki_der: spki.raw.to_vec() })
     }
@@ -66,6 +73,9 @@ pub enum CsrError {
     /// Another kind of key than P-256.
     #[error("the certificate request's key is not on P-256")]
     Key,
+    /// It asks for a subject alternative name.
+    #[error("the certificate request asks for a name; leave it out, names come from the token")]
+    AsksForName,
     /// The sender does not hold the key.
     #[error("the certificate request is not signed by its own key")]
     Signature,
@@ -87,12 +97,12 @@ mod tests {
     }
 
     #[test]
-    fn a_request_for_an_admins_name_yields_only_its_key() {
+    fn a_request_for_an_admins_name_is_refused() {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![rcgen::SanType::URI("spiffe://f/admin/root".try_into().unwrap())];
-        let csr = Csr::from_der(params.serialize_request(&key).unwrap().der()).unwrap();
-        assert_eq!(csr.spki_der(), rcgen::PublicKeyData::subject_public_key_info(&key));
+        let asked = Csr::from_der(params.serialize_request(&key).unwrap().der());
+        assert_eq!(asked, Err(CsrError::AsksForName));
     }
 
     #[test]

@@ -115,8 +115,8 @@ impl Metrics {
         for outcome in [OK, FAILED] {
             drop(metrics.renewals.get_or_create(&OutcomeLabel { outcome }));
         }
-        for reason in Refusal::LABELS {
-            drop(metrics.refused.get_or_create(&ReasonLabel { reason }));
+        for refusal in [Refusal::Full, Refusal::SourceFull, Refusal::Timeout] {
+            drop(metrics.refused.get_or_create(&ReasonLabel { reason: refusal.label() }));
         }
         metrics
     }

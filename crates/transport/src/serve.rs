@@ -52,6 +52,9 @@ pub struct ServeLimits {
     pub max_connections: usize,
     /// Connections at a time of one source, an IPv4 address or an IPv6 /64.
     pub max_connections_per_source: usize,
+    /// Connections at a time of one identity on this port. A node has one link to each agent, and during a change of
+    /// its certificate two; what is cut off without a word is noticed by the pings.
+    pub max_connections_per_identity: usize,
     /// The age at which a connection gets GOAWAY, give or take a tenth.
     pub age: Duration,
     /// How long calls in flight may take after GOAWAY.
@@ -61,6 +64,11 @@ pub struct ServeLimits {
     /// Streams at a time of one connection. Also how many of them the peer may reset before they are accepted: with
     /// h2's 20, a client that cancels its calls after a pause loses its connection.
     pub max_streams: u32,
+    /// Bytes that the peer may send on one stream before a handler reads them.
+    pub stream_window: u32,
+    /// Bytes that the peer may send on all streams together before handlers read them: what a connection whose calls
+    /// wait may cost in memory.
+    pub connection_window: u32,
     /// How long a handshake, the wait for its turn, and the first bytes after it may take, each.
     pub handshake: Duration,
     /// Handshakes at a time.
@@ -79,11 +87,15 @@ impl Default for ServeLimits {
             // 3,000 nodes with two links each, and room.
             max_connections: 10_000,
             max_connections_per_source: 10_000,
+            max_connections_per_identity: 16,
             age: Duration::from_secs(60 * 60),
             // The longest deadline of a call.
             grace: crate::deadline::LONGEST,
             drain: Duration::from_secs(10),
             max_streams: 1_024,
+            // The smallest of HTTP/2 for a stream (RFC 9113, 6.5.2), and 16 of them.
+            stream_window: 65_535,
+            connection_window: 1 << 20,
             handshake: Duration::from_secs(5),
             handshakes: 512,
             handshakes_per_source: 8,
@@ -102,6 +114,9 @@ pub enum Refusal {
     /// The source has as many connections, or waiting handshakes, as it may.
     #[error("the source has too many connections")]
     SourceFull,
+    /// The identity has as many connections to this port as it may.
+    #[error("the identity has too many connections")]
+    IdentityFull,
     /// The handshake, or its turn, did not come in time.
     #[error("the handshake took too long")]
     Timeout,
@@ -111,28 +126,22 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Every label that [`Self::label`] can give.
-    pub const LABELS: [&'static str; 11] = [
-        "full",
-        "source_full",
-        "timeout",
-        "certificate_dates",
-        "certificate",
-        "no_certificate",
-        "own_certificate_dates",
-        "refused_by_peer",
-        "protocol",
-        "tls",
-        "io",
-    ];
-
-    /// The reason as a closed label, for metrics.
+    /// Returns the closed label for metrics and audit.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Full => "full",
+            Self::Full => "port_full",
             Self::SourceFull => "source_full",
+            Self::IdentityFull => "identity_full",
             Self::Timeout => "timeout",
             Self::Handshake(error) => error.label(),
+        }
+    }
+
+    /// Tells whether this side turned the peer away; otherwise the peer went, or the network failed.
+    pub fn is_denial(&self) -> bool {
+        match self {
+            Self::Full | Self::SourceFull | Self::IdentityFull | Self::Timeout => true,
+            Self::Handshake(error) => error.is_denial(),
         }
     }
 }
@@ -177,9 +186,7 @@ pub async fn serve<L, S, B>(
         match accepted {
             Ok(Accepted { source, handshake }) => match port.places.take(source) {
                 Ok(place) => drop(tasks.spawn(port.clone().run(place, source, handshake, service.clone()))),
-                Err(refusal) => {
-                    port.connections.report(&ConnectionEvent::Refused { source, refusal: &refusal })
-                }
+                Err(refusal) => port.connections.refused(source, &refusal),
             },
             Err(error) => {
                 port.connections.report(&ConnectionEvent::AcceptFailed(&error));
@@ -232,11 +239,12 @@ impl Port {
         };
         let (io, peer, protocol) = match established {
             Ok(established) => established,
-            Err(refusal) => {
-                return self.connections.report(&ConnectionEvent::Refused { source, refusal: &refusal });
-            }
+            Err(refusal) => return self.connections.refused(source, &refusal),
         };
-        let entry = self.connections.enter(peer);
+        let entry = match self.connections.enter(peer, self.limits.max_connections_per_identity) {
+            Ok(entry) => entry,
+            Err(refusal) => return self.connections.refused(source, &refusal),
+        };
         let life = connection::Life {
             age: jittered(self.limits.age, entry.number()),
             grace: self.limits.grace,
@@ -268,25 +276,6 @@ fn jittered(age: Duration, number: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_reason_has_a_label_of_the_closed_list() {
-        let io = || std::io::Error::other("x");
-        let refusals = [
-            Refusal::Full,
-            Refusal::SourceFull,
-            Refusal::Timeout,
-            Refusal::Handshake(TlsError::CertificateDates(rustls::Error::DecryptError)),
-            Refusal::Handshake(crate::CertificateRefused::ChainTooLong.into()),
-            Refusal::Handshake(TlsError::NoCertificate),
-            Refusal::Handshake(TlsError::OwnCertificateDates),
-            Refusal::Handshake(TlsError::RefusedByPeer { alert: "x".to_owned() }),
-            Refusal::Handshake(TlsError::Protocol),
-            Refusal::Handshake(TlsError::Tls(rustls::Error::DecryptError)),
-            Refusal::Handshake(TlsError::Io(io())),
-        ];
-        assert_eq!(refusals.each_ref().map(Refusal::label), Refusal::LABELS);
-    }
 
     #[test]
     fn ages_are_spread_over_a_tenth_either_way() {

@@ -1,20 +1,23 @@
-//! What a trial leaves behind, read by the agent's own library while no agent runs: the store, and the audit.
+//! What a trial leaves behind in the store, read by the agent's own library while no agent runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::Context;
-use fleet_kms_agent::config::Config;
+use anyhow::ensure;
 use fleet_kms_agent::ledger::Integrity;
 use fleet_kms_agent::live_keyrings::LiveKeyrings;
-use fleet_kms_agent::records::payload::{IdentityRecord, KeyringRecord, TokenRecord};
-use fleet_kms_agent::records::{keyring, rows};
+use fleet_kms_agent::records::payload::{BackupRecord, IdentityRecord, KeyringRecord, TokenRecord};
+use fleet_kms_agent::records::{epoch_of, keyring, rows};
+use fleet_kms_agent::root::Root;
 use fleet_kms_agent::storage::{self, Storage};
-use fleet_kms_keyring::{ClusterId, Keyring, State};
-use serde_json::Value;
+use fleet_kms_keyring::sealed::{self, Kind, SealContext};
+use fleet_kms_keyring::{ClusterId, Keyring, SlotId, State};
+use fleet_kms_seal::{SlotRecord, StoreKey, open_any};
+use fleet_kms_store::{Row, SqliteStore, Store};
 
-use super::template::generator;
+use super::template::{generator, temporary};
 use crate::fleet::AGENT;
 
 /// The rows of a store, as far as trials judge them.
@@ -25,12 +28,29 @@ pub struct StoreView {
     pub damaged: usize,
     /// Versions and states.
     pub keyrings: BTreeMap<ClusterId, Keyring>,
-    /// The sealed KEKs by row name.
-    pub keks: BTreeMap<String, Vec<u8>>,
+    /// The KEKs by row name.
+    pub keks: BTreeMap<String, StoredKek>,
     /// The SPIFFE IDs of all identities.
     pub identities: BTreeSet<String>,
     /// Uses that are left of all tokens.
     pub uses_left: u32,
+    /// The root slots.
+    pub slots: BTreeSet<SlotId>,
+    /// The epochs of the store key that rows are under, but for those of the store key's rotation itself.
+    pub epochs: BTreeSet<u32>,
+    /// Older store keys, which are there while the store key is rotated.
+    pub older_store_keys: usize,
+    /// The file of the last verified backup.
+    pub backup: Option<PathBuf>,
+}
+
+/// A KEK as it is stored.
+#[derive(PartialEq, Eq)]
+pub struct StoredKek {
+    bytes: Vec<u8>,
+    epoch: Option<u32>,
+    /// What it holds, if it is of the newest epoch.
+    secret: Option<Vec<u8>>,
 }
 
 impl StoreView {
@@ -38,31 +58,82 @@ impl StoreView {
     ///
     /// # Errors
     /// When the agent could not start with it either.
-    pub async fn read(config: &Config) -> anyhow::Result<Self> {
-        let Storage { ledger, store_keys, .. } =
-            storage::open(&config.store, &config.root, AGENT, generator).await?;
+    pub async fn read(store: &Path, root: &Root) -> anyhow::Result<Self> {
+        let storage = storage::open(store, root, AGENT, generator).await?;
+        Self::of(storage, root).await
+    }
+
+    /// Reads a copy of a store, which an agent may have open if it has stopped or died.
+    ///
+    /// # Errors
+    /// As [`StoreView::read`].
+    pub async fn of_copy(store: &Path, root: &Root) -> anyhow::Result<Self> {
+        let scratch = temporary()?;
+        for suffix in ["", "-wal"] {
+            let from = with_suffix(store, suffix);
+            if from.exists() {
+                fs::copy(&from, scratch.path().join(format!("store.db{suffix}")))?;
+            }
+        }
+        Self::read(&scratch.path().join("store.db"), root).await
+    }
+
+    /// Reads a backup as `kms-agent backup verify` does, which has to be one and whole.
+    ///
+    /// # Errors
+    /// When it does not verify.
+    pub async fn of_backup(file: &Path, root: &Root) -> anyhow::Result<Self> {
+        // A copy: what SQLite leaves beside a half one would be in nobody's way otherwise.
+        let scratch = temporary()?;
+        let copy = scratch.path().join("backup.db");
+        fs::copy(file, &copy)?;
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open_read_only(&copy)?);
+        let slot = root.slot()?;
+        let opened = storage::open_with((store, &copy), (&*slot, "the root key"), AGENT, generator).await?;
+        let view = Self::of(opened, root).await?;
+        ensure!(view.is_intact && view.damaged == 0, "it opens, and its rows are not what they were");
+        Ok(view)
+    }
+
+    async fn of(storage: Storage, root: &Root) -> anyhow::Result<Self> {
+        let Storage { ledger, store_keys, .. } = storage;
         let is_intact = matches!(ledger.check().await?, Integrity::Intact { .. });
         let mut keyrings = BTreeMap::new();
         for record in ledger.scan::<KeyringRecord>(rows::KEYRINGS).await? {
             keyrings.insert(keyring::cluster_of(&record)?, keyring::parse(&record)?);
         }
-        let keks = ledger.scan_rows(rows::KEKS).await?;
+        let slots = ledger.scan_rows(rows::SLOTS).await?;
+        let slots = slots.iter().map(|row| SlotRecord::parse(&row.bytes)).collect::<Result<Vec<_>, _>>()?;
+        let (_, store_key) = open_any(&*root.slot()?, &slots, ledger.codec().store())?;
         let identities = ledger.scan::<IdentityRecord>(rows::IDENTITIES).await?;
         let tokens = ledger.scan::<TokenRecord>(rows::TOKENS).await?;
+        let backup = ledger.read::<BackupRecord>(&rows::fixed(rows::BACKUP)).await?;
+        let all = ledger.scan_rows("").await?;
+        let keks = all.iter().filter(|row| row.name.as_str().starts_with(rows::KEKS));
+        let keks = keks.map(|row| (row.name.as_str().to_owned(), StoredKek::of(row, &store_key))).collect();
         let (_, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         Ok(Self {
             is_intact,
             damaged: damaged.len(),
             keyrings,
-            keks: keks.into_iter().map(|row| (row.name.as_str().to_owned(), row.bytes)).collect(),
+            keks,
             identities: identities.into_iter().map(|record| record.payload.id).collect(),
             uses_left: tokens.iter().map(|token| token.payload.uses_left).sum(),
+            slots: slots.iter().map(SlotRecord::slot).collect(),
+            epochs: all.iter().filter(|row| has_epoch(row)).filter_map(|row| epoch_of(&row.bytes)).collect(),
+            older_store_keys: all.iter().filter(|row| is_older_store_key(row)).count(),
+            backup: backup.map(|record| record.payload.file.into()),
         })
     }
 
     /// The active version of a cluster.
     pub fn active(&self, cluster: &ClusterId) -> Option<u32> {
         self.keyrings.get(cluster).map(|keyring| keyring.active().version.get())
+    }
+
+    /// How many versions in use no backup holds.
+    pub fn unbacked(&self) -> usize {
+        self.keyrings.values().map(|keyring| keyring.unbacked().count()).sum()
     }
 
     /// Names what is not as it must be in a store that was `before`, whatever happened since.
@@ -74,8 +145,8 @@ impl StoreView {
         if self.damaged > 0 {
             found.push(format!("{} keys are missing or do not open", self.damaged));
         }
-        for (row, bytes) in &before.keks {
-            if self.keks.get(row) != Some(bytes) {
+        for (row, kek) in &before.keks {
+            if !self.keks.get(row).is_some_and(|now| kek.may_become(now)) {
                 found.push(format!("{row} was lost or rewritten"));
             }
         }
@@ -88,6 +159,31 @@ impl StoreView {
         found.extend(self.keyrings.values().flat_map(reused_versions));
         found
     }
+}
+
+impl StoredKek {
+    fn of(row: &Row, store_key: &StoreKey) -> Self {
+        let epoch = epoch_of(&row.bytes);
+        let (store, epoch_number) = (store_key.store(), store_key.epoch());
+        let context = SealContext { store, row: row.name.as_bytes(), kind: Kind::Kek, epoch: epoch_number };
+        let secret = sealed::open(&store_key.seal_key(), &context, &row.bytes).ok();
+        Self { bytes: row.bytes.clone(), epoch, secret: secret.map(|secret| secret.to_vec()) }
+    }
+
+    /// A KEK is written once, and again only as the same key under a later store key.
+    fn may_become(&self, now: &Self) -> bool {
+        self.bytes == now.bytes
+            || (now.epoch > self.epoch && now.secret.is_some() && now.secret == self.secret)
+    }
+}
+
+fn is_older_store_key(row: &Row) -> bool {
+    row.name.as_str().starts_with(rows::OLDER_STORE_KEYS)
+}
+
+fn has_epoch(row: &Row) -> bool {
+    let name = row.name.as_str();
+    name != rows::META && !name.starts_with(rows::SLOTS) && !is_older_store_key(row)
 }
 
 /// A keyring that parses has exactly one Active and one Next; this is about the past.
@@ -113,85 +209,9 @@ fn reused_versions(keyring: &Keyring) -> Vec<String> {
     found
 }
 
-/// The chain of changes: what was intended, and what came of it.
-#[derive(Default)]
-pub struct AuditView {
-    /// Of each change: what was to be done, and the last outcome.
-    changes: BTreeMap<String, (String, Option<String>)>,
-}
-
-impl AuditView {
-    /// Reads the chain without judging it; a torn last line is left out.
-    ///
-    /// # Errors
-    /// When a file cannot be read.
-    pub fn read(directory: &Path) -> anyhow::Result<Self> {
-        let mut view = Self::default();
-        let mut files: Vec<_> = fs::read_dir(directory)?.collect::<Result<_, _>>()?;
-        files.sort_by_key(fs::DirEntry::file_name);
-        for file in files {
-            let name = file.file_name().to_string_lossy().into_owned();
-            if name.starts_with("changes-") && name.ends_with(".jsonl") {
-                view.take(&fs::read(file.path())?);
-            }
-        }
-        Ok(view)
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        for line in bytes.split(|byte| *byte == b'\n') {
-            let Ok(line) = serde_json::from_slice::<Value>(line) else { continue };
-            let text = |field: &str| line.get(field).and_then(Value::as_str).map(str::to_owned);
-            let Some(change) = text("change") else { continue };
-            let entry = self.changes.entry(change).or_default();
-            match text("kind").as_deref() {
-                Some("intent") => entry.0 = text("action").unwrap_or_default(),
-                Some("outcome") => entry.1 = text("outcome"),
-                _ => {}
-            }
-        }
-    }
-
-    /// The changes whose outcome is not recorded.
-    pub fn open(&self) -> BTreeSet<String> {
-        let open = self.changes.iter().filter(|(_, (_, outcome))| outcome.is_none());
-        open.map(|(change, _)| change.clone()).collect()
-    }
-
-    /// Whether this change is recorded as done.
-    pub fn is_done(&self, change: &str) -> bool {
-        self.changes.get(change).is_some_and(|(_, outcome)| outcome.as_deref() == Some("done"))
-    }
-
-    /// How many changes of this kind are recorded as done.
-    pub fn done(&self, action: &str) -> usize {
-        self.changes.values().filter(|(what, end)| what == action && end.as_deref() == Some("done")).count()
-    }
-
-    /// How many changes there are, whatever came of them.
-    pub fn intents(&self) -> usize {
-        self.changes.len()
-    }
-
-    /// Names what is not as it must be once an agent has started again.
-    ///
-    /// # Errors
-    /// When the chains cannot be read.
-    pub fn violations(&self, directory: &Path) -> anyhow::Result<Vec<String>> {
-        let mut found = Vec::new();
-        let report = fleet_kms_audit::verify(directory).context("reading the audit")?;
-        if !report.is_sound() {
-            found.push(format!("the audit does not verify: {report:?}"));
-        }
-        for (change, (action, outcome)) in &self.changes {
-            match outcome.as_deref() {
-                Some("done" | "not done") => {}
-                other => found.push(format!("{action} {change} has the outcome {other:?}")),
-            }
-            if action.is_empty() {
-                found.push(format!("{change} has an outcome and no intent"));
-            }
-        }
-        Ok(found)
-    }
+/// Appends to a path's last part.
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }

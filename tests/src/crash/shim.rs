@@ -87,6 +87,14 @@ impl Fault {
         }
     }
 
+    /// How much is undone when the power goes, if it does.
+    pub fn power_cut(self) -> Option<u64> {
+        match self {
+            Self::PowerCut { seed, .. } | Self::ErrorThenPowerCut { seed, .. } => Some(seed),
+            Self::None | Self::KillAt(_) | Self::KillAfter(_) => None,
+        }
+    }
+
     /// Whether the disk refuses some operations, so that the program may give up by itself.
     pub fn has_errors(self) -> bool {
         matches!(self, Self::ErrorThenPowerCut { .. })
@@ -171,6 +179,13 @@ impl Shim {
     #[must_use]
     pub fn lying_about(mut self, text: &str) -> Self {
         self.options += &format!(";lie-about-fsync={text}");
+        self
+    }
+
+    /// Lets the power go when the program has ended by itself; `seed` as for [`Fault::PowerCut`].
+    #[must_use]
+    pub fn cutting_at_exit(mut self, seed: u64) -> Self {
+        self.options += &format!(";cut-at-exit=1;seed={seed}");
         self
     }
 

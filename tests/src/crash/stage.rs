@@ -9,11 +9,12 @@ use fleet_kms_store::{RowName, SqliteStore, Store, Txn};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::evidence::{AuditView, StoreView};
+use super::audit::AuditView;
+use super::evidence::StoreView;
 use super::node::{self, Credentials, Node};
 use super::operation::Operation;
 use super::shim::{Fault, Shim};
-use super::template::{self, Template};
+use super::template::{self, Scene, Template};
 use crate::child::{Child, Spec};
 use crate::fleet::Ports;
 use crate::http;
@@ -61,7 +62,7 @@ impl Stage {
     /// # Errors
     /// When the store cannot be made.
     pub async fn new() -> anyhow::Result<Self> {
-        let template = Template::new(false).await?;
+        let template = Template::new(Scene::Plain).await?;
         let directory = template::temporary()?;
         let ports = super::ports()?;
         let agent = directory.path().join("agent");
@@ -197,9 +198,10 @@ impl Stage {
     /// When they cannot be read.
     pub async fn violations(&self) -> anyhow::Result<Vec<String>> {
         let config = template::load(&self.config)?;
-        let (store, audit) = (StoreView::read(&config).await?, AuditView::read(&config.audit)?);
+        let store = StoreView::read(&config.store, &config.root).await?;
+        let audit = AuditView::read(&config.audit)?;
         let mut found = store.violations(&self.template.before);
-        found.extend(Operation::Enrolment.violations(&self.template, &store, &audit));
+        found.extend(Operation::Enrolment.counts(&self.template, &store, &audit));
         found.extend(audit.violations(&config.audit)?);
         Ok(found)
     }

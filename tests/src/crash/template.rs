@@ -19,7 +19,8 @@ use fleet_kms_agent::enrolment::issue::Join;
 use fleet_kms_agent::enrolment::tokens::{self, TokenTerms};
 use fleet_kms_agent::init;
 use fleet_kms_identity::{Certificate, JoinToken, KeyPair, Standing};
-use fleet_kms_keyring::ClusterId;
+use fleet_kms_keyring::{ClusterId, SlotId};
+use fleet_kms_seal::FileSlot;
 use fleet_kms_transport::{Clock, PeerInfo};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
@@ -34,10 +35,39 @@ const LONG_AGO: Duration = Duration::from_secs(40 * 86_400);
 const OLD_DEKS: u8 = 16;
 /// The cluster's name.
 const CLUSTER: &str = "trial";
+/// Each has five rows, and one transaction re-seals 50.
+const MORE_CLUSTERS: usize = 12;
+/// The file that backups of trials are written to.
+pub const SAVED: &str = "saved.db";
+
+/// What a template has beyond one cluster, one node and a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scene {
+    /// Nothing; the cluster's rotation is far away.
+    Plain,
+    /// The cluster's rotation is due.
+    Due,
+    /// A backup, made before the store was last changed.
+    WithBackup,
+    /// A second root slot, and more rows than one transaction re-seals.
+    WithSecondSlot,
+}
+
+/// A root slot of which trials have the root key.
+pub struct SecondSlot {
+    /// Its id.
+    pub id: SlotId,
+    /// The root key's file.
+    pub file: PathBuf,
+}
 
 /// A prepared store, with what is known about it.
 pub struct Template {
     directory: TempDir,
+    /// The second root slot, if there is one.
+    pub second: Option<SecondSlot>,
+    /// The backup in [`SAVED`], if there is one.
+    pub saved: Option<Vec<u8>>,
     /// The cluster.
     pub cluster: ClusterId,
     /// A node of it.
@@ -85,17 +115,16 @@ impl Behind {
 }
 
 impl Template {
-    /// Makes a store with one cluster, one node, a token for another and some wrapped DEKs. The cluster's rotation is
-    /// due, or far away.
+    /// Makes a store with one cluster, one node, a token for another and some wrapped DEKs.
     ///
     /// # Errors
     /// When the agent's library refuses.
-    pub async fn new(is_due: bool) -> anyhow::Result<Self> {
+    pub async fn new(scene: Scene) -> anyhow::Result<Self> {
         let directory = temporary()?;
         let file = lay_out(directory.path(), None)?;
         let config = load(&file)?;
         let behind = Behind::default();
-        if is_due {
+        if scene == Scene::Due {
             behind.set(LONG_AGO);
         }
         let admin_directory = directory.path().join("admin");
@@ -108,15 +137,29 @@ impl Template {
             peer(&fleet_kms_identity::split_pem_chain(&fs::read(admin_directory.join("first.crt"))?)?)?;
         let permit = agent.policy.permit_fleet::<actions::ClusterCreate>(&admin)?;
         let cluster = agent.control_plane.create_cluster(&permit, CLUSTER, None, None).await?.id;
+        let saved = match scene {
+            Scene::WithBackup => Some(save(&agent, directory.path()).await?),
+            _ => None,
+        };
+        let mut second = None;
+        if scene == Scene::WithSecondSlot {
+            for number in 0..MORE_CLUSTERS {
+                let name = format!("{CLUSTER}-{number}");
+                agent.control_plane.create_cluster(&permit, &name, None, None).await?;
+            }
+            let file = directory.path().join("second.key");
+            let slot = FileSlot::create(&file, &mut *generator())?;
+            second = Some(SecondSlot { id: agent.slots.add(&slot, &file.to_string_lossy()).await?, file });
+        }
         behind.set(Duration::ZERO);
         let node_token = token(&agent, cluster, "node-1").await?;
         let token = token(&agent, cluster, "node-2").await?;
         let node = enrol(&agent, &node_token).await?;
         let wrapped = wrap(&agent, &node)?;
         drop(agent);
-        let before = StoreView::read(&config).await?;
+        let before = StoreView::read(&config.store, &config.root).await?;
         let new_key = KeyPair::generate()?.to_pem().to_string();
-        Ok(Self { directory, cluster, node, token, new_key, wrapped, before })
+        Ok(Self { directory, second, saved, cluster, node, token, new_key, wrapped, before })
     }
 
     /// Copies the store to a new directory and writes a configuration for it.
@@ -126,8 +169,10 @@ impl Template {
     pub fn copy_to(&self, to: &Path, ports: Ports) -> anyhow::Result<PathBuf> {
         fs::create_dir_all(to.join("audit"))?;
         let from = self.directory.path();
-        for file in ["store.db", "root.key"] {
-            fs::copy(from.join(file), to.join(file)).with_context(|| file.to_owned())?;
+        for file in ["store.db", "root.key", SAVED] {
+            if file != SAVED || self.saved.is_some() {
+                fs::copy(from.join(file), to.join(file)).with_context(|| file.to_owned())?;
+            }
         }
         for entry in fs::read_dir(from.join("audit"))? {
             let entry = entry?;
@@ -156,6 +201,14 @@ fn lay_out(directory: &Path, ports: Option<Ports>) -> anyhow::Result<PathBuf> {
     let file = directory.join("agent.toml");
     fs::write(&file, agent_config(directory, ports, ""))?;
     Ok(file)
+}
+
+/// Makes a backup in [`SAVED`] of which the store does not know.
+async fn save(agent: &Agent, directory: &Path) -> anyhow::Result<Vec<u8>> {
+    let (_, verified) = agent.backups.hand_over().await?;
+    let saved = directory.join(SAVED);
+    fs::rename(verified.file, &saved)?;
+    Ok(fs::read(saved)?)
 }
 
 /// A caller with this certificate, as a connection would make it.

@@ -7,15 +7,16 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::process::Signal;
 
-use super::evidence::{AuditView, StoreView};
+use super::audit::AuditView;
+use super::evidence::StoreView;
 use super::node::Node;
-use super::operation::{Acknowledged, Operation};
+use super::operation::{Acknowledged, Left, Operation, Victim};
 use super::shim::{Fault, Fired, Shim};
-use super::template::{self, Template};
+use super::site::{CommandsDisk, Site};
+use super::template::Template;
 use crate::child::{Child, Spec};
 use crate::fleet::Ports;
 use crate::http;
-use crate::programs::Program;
 
 /// How long an agent may take to end once it has to.
 const END_LIMIT: Duration = Duration::from_secs(20);
@@ -64,36 +65,34 @@ impl Plan {
     /// # Errors
     /// When the trial itself cannot be run; whatever the agent does wrong is in the outcome.
     pub async fn run(&self, template: &Template, directory: &Path, ports: Ports) -> anyhow::Result<Outcome> {
-        let store = directory.join("agent");
-        let config = template.copy_to(&store, ports)?;
-        let trial = Trial { plan: self, template, ports, config, audit: store.join("audit"), directory };
-        trial.run(&store).await
+        let site = Site::new(template, directory, ports)?;
+        Trial { plan: self, site: &site }.run().await
     }
 }
 
 struct Trial<'a> {
     plan: &'a Plan,
-    template: &'a Template,
-    ports: Ports,
-    config: PathBuf,
-    audit: PathBuf,
-    directory: &'a Path,
+    site: &'a Site<'a>,
 }
 
 impl Trial<'_> {
-    async fn run(&self, store: &Path) -> anyhow::Result<Outcome> {
+    async fn run(&self) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome::default();
         let mut acknowledged = Acknowledged::default();
-        let mut shim = Shim::new(store, &self.directory.join("control"), self.plan.fault)?;
+        let mut shim = Shim::new(&self.site.disk, &self.site.logs.join("control"), self.plan.fault)?;
         if let Some(text) = &self.plan.lie {
             shim = shim.lying_about(text);
         }
-        if let Err(error) = self.interrupted(&shim, &mut acknowledged).await {
+        let interrupted = match self.plan.operation.victim() {
+            Victim::Agent => self.agent_interrupted(&shim, &mut acknowledged).await,
+            Victim::Command => self.command_interrupted(&shim, &mut acknowledged).await,
+        };
+        if let Err(error) = interrupted {
             outcome.violations.push(format!("while it was interrupted: {error:#}"));
         }
         outcome.fired = shim.fired()?;
         outcome.operations = shim.operations()?;
-        let at_death = AuditView::read(&self.audit)?;
+        let at_death = AuditView::read(&self.site.config.audit)?;
         if let Err(error) = self.again(&mut acknowledged, &mut outcome).await {
             outcome.violations.push(format!("after the restart: {error:#}"));
         }
@@ -101,14 +100,15 @@ impl Trial<'_> {
             outcome.violations.push(format!("the evidence cannot be read: {error:#}"));
         }
         outcome.violations.extend(acknowledged.violations());
+        outcome.violations.append(&mut acknowledged.violations);
         Ok(outcome)
     }
 
-    /// Runs the program on the shim until it dies or the change is done and it was told to stop.
-    async fn interrupted(&self, shim: &Shim, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
+    /// Runs the agent on the shim until it dies or the change is done and it was told to stop.
+    async fn agent_interrupted(&self, shim: &Shim, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
         let spec = match self.plan.instead {
-            Some(instead) => instead(&self.config, self.directory)?,
-            None => self.agent()?,
+            Some(instead) => instead(&self.site.config_file, self.site.logs)?,
+            None => self.site.agent()?,
         };
         let mut child = shim.preload(spec).start()?;
         if self.plan.instead.is_none() {
@@ -118,6 +118,10 @@ impl Trial<'_> {
             bail!("it does not end");
         }
         let status = child.wait_exit(END_LIMIT)?;
+        // A command outlives the agent: it may go on with what it was given.
+        if self.site.end_of_command().await? == Some(true) {
+            acknowledged.command = true;
+        }
         let may_give_up = self.plan.fault.has_errors() || shim.fired()?.is_some();
         if !status.success() && !may_give_up {
             bail!("it ended with {status}: {}", child.stderr()?);
@@ -129,7 +133,8 @@ impl Trial<'_> {
         let has_errors = self.plan.fault.has_errors();
         let patience = if has_errors { PATIENCE_WITH_ERRORS } else { PATIENCE };
         // Calls that an agent never answers because it died end at once: the kernel resets their connections.
-        let drive = self.plan.operation.drive(self.template, self.ports, acknowledged);
+        let disk = self.plan.fault.power_cut().map_or(CommandsDisk::Sound, CommandsDisk::CutAtExit);
+        let drive = self.plan.operation.drive(self.site, disk, acknowledged);
         let driven = tokio::select! {
             driven = tokio::time::timeout(patience, drive) => driven,
             ended = ended_within(child, patience) => { ended?; Ok(Ok(())) }
@@ -147,34 +152,46 @@ impl Trial<'_> {
         child.signal(Signal::TERM)
     }
 
+    /// Runs a command on the shim until it ends or dies, and with it the agent, if it is the power that goes.
+    async fn command_interrupted(&self, shim: &Shim, acknowledged: &mut Acknowledged) -> anyhow::Result<()> {
+        let agent = self.site.agent()?.start()?;
+        let done = self.plan.operation.drive(self.site, CommandsDisk::Shim(shim), acknowledged).await;
+        let fired = shim.fired()?.is_some();
+        if fired && self.plan.fault.power_cut().is_some() {
+            agent.kill9()?;
+        } else {
+            stop(agent).await.context("the agent of the command")?;
+        }
+        match done {
+            Err(error) if !fired && !self.plan.fault.has_errors() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Starts the shipped agent on a sound disk: all that was acknowledged holds, and it can go on.
     async fn again(&self, acknowledged: &mut Acknowledged, outcome: &mut Outcome) -> anyhow::Result<()> {
-        let mut child = self.agent()?.start()?;
-        let result = self.hold_to_account(acknowledged, outcome).await;
+        let left = self.plan.operation.look(self.site, acknowledged).await?;
+        self.site.forget_agent();
+        let child = self.site.agent()?.start()?;
+        let result = self.hold_to_account(left, acknowledged, outcome).await;
         if let Err(error) = result {
             // An agent that cannot start has said why.
             let log = child.stderr()?;
             let tail: Vec<&str> = log.lines().rev().take(5).collect();
             return Err(error.context(tail.into_iter().rev().collect::<Vec<_>>().join(" | ")));
         }
-        child.signal(Signal::TERM)?;
-        if !ended_within(&mut child, END_LIMIT).await? {
-            bail!("it does not stop");
-        }
-        let status = child.wait_exit(END_LIMIT)?;
-        if !status.success() {
-            bail!("it stopped with {status}");
-        }
-        Ok(())
+        stop(child).await
     }
 
     async fn hold_to_account(
         &self,
+        left: Left,
         acknowledged: &mut Acknowledged,
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
-        let mut node = Node::connect(self.ports.data, &self.template.node).await?;
-        outcome.violations.extend(node.unreadable(&self.template.wrapped).await?);
+        let (site, template) = (self.site, self.site.template);
+        let mut node = Node::connect(site.ports.data, &template.node).await?;
+        outcome.violations.extend(node.unreadable(&template.wrapped).await?);
         outcome.violations.extend(node.unreadable(&acknowledged.wrapped).await?);
         let version = node.version().await?;
         if version < acknowledged.version {
@@ -182,37 +199,47 @@ impl Trial<'_> {
                 .violations
                 .push(format!("version {} was acknowledged, now {version}", acknowledged.version));
         }
-        let metrics = http::get(self.ports.ops, "/metrics")?.ok()?;
+        let metrics = http::get(site.ports.ops, "/metrics")?.ok()?;
         for (name, what) in [
-            ("fleet_kms_agent_store_unconfirmed", "it is recovered-unconfirmed"),
             ("fleet_kms_agent_damaged_keys", "keys do not open"),
+            ("fleet_kms_agent_store_unconfirmed", "it is recovered-unconfirmed"),
         ] {
             let line = metrics.lines().find(|line| line.starts_with(name));
             if line.and_then(|line| line.split(' ').nth(1)) != Some("0") {
-                outcome.violations.push(format!("{what}: {line:?}"));
+                // It will not finish anything, and to wait for it shows nothing more.
+                bail!("{what}: {line:?}");
             }
         }
-        self.plan.operation.finish(self.template, self.ports, acknowledged).await?;
+        self.plan.operation.finish(site, left, acknowledged).await?;
         outcome.violations.extend(node.unreadable(&acknowledged.wrapped).await?);
         Ok(())
     }
 
     async fn judge(&self, at_death: &AuditView, outcome: &mut Outcome) -> anyhow::Result<()> {
-        let audit = AuditView::read(&self.audit)?;
+        let config = &self.site.config;
+        let audit = AuditView::read(&config.audit)?;
         let open = at_death.open();
         outcome.between_intent_and_outcome = !open.is_empty();
         outcome.done_but_unrecorded = open.iter().any(|change| audit.is_done(change));
-        outcome.violations.extend(audit.violations(&self.audit)?);
-        let store = StoreView::read(&template::load(&self.config)?).await?;
-        outcome.violations.extend(store.violations(&self.template.before));
-        outcome.violations.extend(self.plan.operation.violations(self.template, &store, &audit));
+        outcome.violations.extend(audit.violations(&config.audit)?);
+        let store = StoreView::read(&config.store, &config.root).await?;
+        outcome.violations.extend(store.violations(&self.site.template.before));
+        outcome.violations.extend(self.plan.operation.violations(self.site, &store, &audit).await?);
         Ok(())
     }
+}
 
-    fn agent(&self) -> anyhow::Result<Spec> {
-        let program = Program::Agent.path()?;
-        Ok(Spec::new("kms-agent", &program, self.directory).args(["run", "--config"]).arg(&self.config))
+/// Stops an agent as an operator would.
+async fn stop(mut child: Child) -> anyhow::Result<()> {
+    child.signal(Signal::TERM)?;
+    if !ended_within(&mut child, END_LIMIT).await? {
+        bail!("it does not stop");
     }
+    let status = child.wait_exit(END_LIMIT)?;
+    if !status.success() {
+        bail!("it stopped with {status}");
+    }
+    Ok(())
 }
 
 /// Waits for a program to end; says whether it did.

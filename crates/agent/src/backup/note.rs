@@ -51,12 +51,13 @@ impl Backups {
                 .detail("clusters", verified.held.highest.len().to_string())
                 .detail("versions", verified.held.versions.to_string());
             let prepare = || self.prepare_note(batch, verified);
-            match self.changes.run_with_revision(intent, prepare).await {
-                Ok((snapshots, revision)) => {
-                    for (cluster, snapshot) in snapshots {
-                        self.keyrings.publish(cluster, Snapshot { revision, ..snapshot });
-                    }
+            let publish = |snapshots: Vec<_>, revision| {
+                for (cluster, snapshot) in snapshots {
+                    self.keyrings.publish(cluster, Snapshot { revision, ..snapshot });
                 }
+            };
+            match self.changes.run_applied(intent, prepare, publish).await {
+                Ok(()) => {}
                 Err(ChangeError::Refused(error)) => return Err(error),
                 Err(error) => return Err(NoteError::Change(crate::errors::chain(&error))),
             }

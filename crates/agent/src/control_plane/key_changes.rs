@@ -10,7 +10,6 @@ use fleet_kms_store::Revision;
 use super::{ControlPlane, KeyChangeError};
 use crate::authz::{Action, Permit, actions};
 use crate::changes::ChangeError;
-use crate::live_keyrings::Snapshot;
 
 /// Waiting period between the order and the destruction.
 pub const DESTRUCTION_WAIT: Duration = Duration::from_secs(30 * 86_400);
@@ -182,9 +181,7 @@ impl ControlPlane {
                 Ok(Vec::new())
             })
         };
-        let (snapshot, revision) = self.changes.run_with_revision(intent, prepare).await?;
-        self.keyrings.publish(permit.cluster(), Snapshot { revision, ..snapshot });
-        Ok(())
+        self.changes.run_applied(intent, prepare, |snapshot, at| self.publish(permit, snapshot, at)).await
     }
 }
 

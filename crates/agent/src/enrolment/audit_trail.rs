@@ -8,7 +8,7 @@ use data_encoding::HEXLOWER;
 use fleet_kms_identity::{Certificate, Serial, SpiffeId};
 use fleet_kms_keyring::ClusterId;
 
-use super::issue::{EnrolError, Join, RenewError, RenewRefused};
+use super::issue::{EnrolError, Join, RenewError, RenewRefused, Shown};
 use super::limits::Limited;
 use crate::authz::Denied;
 use crate::records::payload::TokenRecord;
@@ -38,12 +38,12 @@ pub(super) fn token_create(
 pub(super) fn enrol(join: &Join, id: &SpiffeId) -> Intent {
     Intent::new("enrol", NOBODY)
         .target(id.to_string())
-        .detail("token", token_name(join.token_sha256()))
-        .detail("address", join.address().to_string())
+        .detail("token", token_name(&join.shown().token_sha256))
+        .detail("address", join.shown().address.to_string())
 }
 
 /// Returns nothing for what is no refusal, or one of thousands.
-pub(super) fn enrol_refused(join: &Join, error: &EnrolError) -> Option<Event> {
+pub(super) fn enrol_refused(shown: &Shown, error: &EnrolError) -> Option<Event> {
     let event = match error {
         // The failed change has lines of its own; so has a failing store elsewhere.
         EnrolError::Failed(_) | EnrolError::Limited(Limited { first: false, .. }) => return None,
@@ -55,12 +55,12 @@ pub(super) fn enrol_refused(join: &Join, error: &EnrolError) -> Option<Event> {
         | EnrolError::Limited(_) => Event::new("enrol_refused", NOBODY),
     };
     // The wanted name is the caller's text: bounded, and nothing but a name.
-    let node: String = join.node().chars().filter(char::is_ascii_graphic).take(63).collect();
+    let node: String = shown.node.chars().filter(char::is_ascii_graphic).take(63).collect();
     let event = event
         .reason(Some(error.reason()))
-        .detail("token", token_name(join.token_sha256()))
+        .detail("token", token_name(&shown.token_sha256))
         .detail("node", node)
-        .detail("address", join.address().to_string());
+        .detail("address", shown.address.to_string());
     Some(event)
 }
 

@@ -31,6 +31,7 @@ mod renew;
 
 pub use ban::NodeChangeError;
 pub use direct::{Bundle, DirectError, agent_certificate_due};
+pub(super) use join::Shown;
 pub use join::{EnrolError, Join};
 pub use renew::{RenewError, RenewRefused};
 

@@ -2,6 +2,7 @@
 //! it, a real audit beside it, and a clock that they set.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -14,7 +15,7 @@ use fleet_kms_keyring::{ClusterId, StoreId};
 use fleet_kms_seal::LockedKey;
 use fleet_kms_store::contract::Flaky;
 use fleet_kms_store::{MemoryStore, Revision, RowName, Store};
-use fleet_kms_transport::PeerInfo;
+use fleet_kms_transport::{Clock, PeerInfo};
 use tempfile::TempDir;
 use zeroize::Zeroizing;
 
@@ -23,7 +24,7 @@ use super::tokens::{self, DEFAULT_LIFE, TokenTerms};
 use crate::authz::{Denied, Permit, Policy, Scope, actions};
 use crate::ca::{self, Authorities};
 use crate::caller::Caller;
-use crate::changes::Changes;
+use crate::changes::{Changes, Unconfirmed};
 use crate::identities::{Issued, LiveIdentities, LiveIdentity};
 use crate::ledger::Ledger;
 use crate::records::payload::{ClusterRecord, IdentityRecord};
@@ -262,13 +263,26 @@ pub(crate) async fn load(ledger: &Ledger) -> Result<Authorities, ca::LoadError> 
     Authorities::load(ledger, "fleet.test".parse().unwrap(), open).await
 }
 
-async fn changes(directory: &std::path::Path, store: &Arc<Flaky>, clock: &Arc<AtomicU64>) -> Changes {
+async fn changes(directory: &Path, store: &Arc<Flaky>, clock: &Arc<AtomicU64>) -> Changes {
+    let clock = Arc::clone(clock);
+    let clock = Arc::new(move || from_ms(clock.load(Ordering::SeqCst)));
+    changes_over(directory, Arc::<Flaky>::clone(store), clock, None).await
+}
+
+/// Changes over a store that no operator has confirmed.
+pub(crate) async fn unconfirmed_changes(directory: &Path, store: Arc<dyn Store>) -> Changes {
+    changes_over(directory, store, Arc::new(|| from_ms(START)), Some(Unconfirmed::Edited)).await
+}
+
+async fn changes_over(
+    directory: &Path,
+    shared: Arc<dyn Store>,
+    clock: Clock,
+    unconfirmed: Option<Unconfirmed>,
+) -> Changes {
     let codec = || Codec::new(STORE, EPOCH, locked(1));
-    let shared: Arc<dyn Store> = Arc::<Flaky>::clone(store);
     Ledger::create(&*shared, codec(), locked(2), Vec::new(), generator).await.unwrap();
     let ledger = Ledger::open(shared, codec(), locked(2), "agent-1".to_owned(), generator).await.unwrap();
     let log = ChangeLog::open(directory).unwrap();
-    let clock = Arc::clone(clock);
-    let clock = Arc::new(move || from_ms(clock.load(Ordering::SeqCst)));
-    Changes::new(Arc::new(ledger), log, Witness::new(directory), None, clock, generator)
+    Changes::new(Arc::new(ledger), log, Witness::new(directory), unconfirmed, clock, generator)
 }

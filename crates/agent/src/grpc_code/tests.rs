@@ -116,7 +116,23 @@ fn sent() -> Reasons {
     for (code, reason) in data_errors().into_iter().chain(enrolment_errors()) {
         sent.entry(reason.to_owned()).or_default().insert(format!("{code:?}"));
     }
+    for code in (0..=16).map(Code::from_i32) {
+        let answer = with_reason(Status::new(code, "").into_http::<()>());
+        if let Some(reason) = answer.headers().get(REASON) {
+            let reason = reason.to_str().unwrap().to_owned();
+            sent.entry(reason).or_default().insert(format!("{code:?}"));
+        }
+    }
     sent
+}
+
+#[test]
+fn a_handlers_own_reason_stays_and_what_another_agent_may_answer_has_none() {
+    let own = with_reason(status(Code::InvalidArgument, "bad_request", "x").into_http::<()>());
+    assert_eq!(own.headers()[REASON], "bad_request");
+    for code in [Code::DeadlineExceeded, Code::Unimplemented, Code::Unavailable, Code::Ok] {
+        assert!(!with_reason(Status::new(code, "").into_http::<()>()).headers().contains_key(REASON));
+    }
 }
 
 /// `` | `reason` | Code, Code | meaning | ``

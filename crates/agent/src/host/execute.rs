@@ -1,15 +1,13 @@
 //! What a command on the host asks for, done by whoever has the store open: the
 //! running agent, or the command itself when none runs.
 
-use std::path::Path;
-
 use fleet_kms_identity::Name;
 use fleet_kms_keyring::Rotate;
 use fleet_kms_seal::RootSlot;
 
 use crate::agent::Agent;
 use crate::authz::{Role, Scope, internal};
-use crate::bans::{self, Bans};
+use crate::bans::Bans;
 use crate::errors::chain;
 use crate::local::protocol::{Reply, Request, Secret, SlotLine};
 use crate::slots::Removal;
@@ -121,19 +119,14 @@ async fn confirm(agent: &Agent, bans: Vec<(String, bool)>) -> Result<Reply, Stri
     let Some(why) = agent.changes.unconfirmed() else {
         return Err("the store is not unconfirmed: there is nothing to confirm".to_owned());
     };
-    let mut known = own_bans(&agent.audit)?;
+    let mut known = Bans::default();
     for (id, banned) in bans {
         let id = id.parse().map_err(|error| format!("{id:?}: {error}"))?;
-        known.states.retain(|(other, _)| *other != id);
         known.states.push((id, banned));
     }
     tracing::warn!(%why, "an operator confirms the store");
     let recovered = agent.confirm(&known).await.map_err(|error| chain(&error))?;
     Ok(Reply::Confirmed { rotated: recovered.rotated, banned: recovered.banned })
-}
-
-fn own_bans(audit: &Path) -> Result<Bans, String> {
-    bans::read(&[audit]).map_err(|error| chain(&error))
 }
 
 fn only(secrets: &[Secret]) -> Result<Box<dyn RootSlot>, String> {

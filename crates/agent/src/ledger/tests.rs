@@ -65,6 +65,18 @@ async fn a_write_raises_seq_and_count_and_leaves_the_head_intact() {
 }
 
 #[tokio::test]
+async fn what_the_last_run_left_settled_goes_with_the_first_change_of_the_next() {
+    let store: Arc<dyn Store> = new_store().await;
+    write(&open(&store).await, 1).await.unwrap();
+    let ledger = open(&store).await;
+    ledger.settle_all().await.unwrap();
+    write(&ledger, 2).await.unwrap();
+    assert!(!ledger.happened(&mark(1).change).await.unwrap());
+    assert!(ledger.happened(&mark(2).change).await.unwrap());
+    assert!(matches!(ledger.check().await.unwrap(), Integrity::Intact { .. }));
+}
+
+#[tokio::test]
 async fn an_edited_a_deleted_and_a_replayed_row_show() {
     let store = new_store().await;
     let shared: Arc<dyn Store> = Arc::<MemoryStore>::clone(&store);

@@ -2,7 +2,7 @@
 //! key id that is not in memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -50,21 +50,10 @@ pub enum Reloaded {
     Unchanged,
 }
 
-/// When the cluster was last read again.
+/// When the cluster was last read again. Held while it is read: callers that
+/// come meanwhile wait for what it finds.
 #[derive(Default)]
-pub(super) struct Reread(Mutex<Option<Instant>>);
-
-impl Reread {
-    /// Says whether it is time, and if so notes it.
-    fn due(&self, now: Instant) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.is_none_or(|last| now.saturating_duration_since(last) >= REREAD_EVERY);
-        if due {
-            *last = Some(now);
-        }
-        due
-    }
-}
+pub(super) struct Reread(tokio::sync::Mutex<Option<Instant>>);
 
 /// What a copy of the store holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,11 +95,17 @@ impl LiveKeyrings {
                 }
             }
             let wraps = wraps.remove(&rows::wraps(&id)).unwrap_or_default();
-            clusters.insert(id, Arc::new(LiveCluster::new(snapshot, wraps)));
+            clusters.insert(id, Arc::new(LiveCluster::new(Arc::new(snapshot), wraps)));
         }
+        let owners = clusters.iter().flat_map(|(id, live): (&ClusterId, &Arc<LiveCluster>)| {
+            let snapshot = live.snapshot.load_full();
+            snapshot.keyring.versions().iter().map(|version| (version.key_id, *id)).collect::<Vec<_>>()
+        });
+        let owners = RwLock::new(owners.collect());
         let live = Self {
             store_keys: ArcSwapOption::from_pointee(store_keys),
             clusters: ArcSwap::from_pointee(clusters),
+            owners,
             generator,
         };
         Ok((live, damaged))
@@ -151,13 +146,20 @@ impl LiveKeyrings {
     ) -> Result<Reloaded, LoadError> {
         let cluster = permit.cluster();
         let known = self.clusters.load().get(&cluster).cloned();
-        if known.as_ref().is_some_and(|live| !live.reread.due(now)) {
-            return Ok(Reloaded::Unchanged);
+        let mut last = match &known {
+            Some(known) => Some(known.reread.0.lock().await),
+            None => None,
+        };
+        if let Some(last) = &mut last {
+            if last.is_some_and(|last| now.saturating_duration_since(last) < REREAD_EVERY) {
+                return Ok(Reloaded::Unchanged);
+            }
+            **last = Some(now);
         }
         let Some(record) = ledger.read::<KeyringRecord>(&rows::keyring(&cluster)).await? else {
             return Ok(Reloaded::Unchanged);
         };
-        if known.is_some_and(|live| live.snapshot.load().revision >= record.revision) {
+        if known.as_ref().is_some_and(|known| known.snapshot.load().revision >= record.revision) {
             return Ok(Reloaded::Unchanged);
         }
         self.publish(cluster, read_snapshot(ledger, &record, cluster).await?);

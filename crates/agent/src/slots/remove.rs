@@ -47,9 +47,8 @@ impl Slots {
     /// When the slot must stay, the root key of another is missing, or the
     /// store refuses.
     pub async fn remove(&self, removal: &Removal<'_>) -> Result<Removed, SlotsError> {
-        if self.keyrings.is_rotating() {
-            return Err(SlotsError::Rotating);
-        }
+        let _one = self.one_at_a_time.lock().await;
+        self.must_not_rotate().await?;
         let slots = self.list().await?;
         let unknown = || SlotsError::Unknown(removal.id.to_owned());
         let removed = slots.iter().map(|slot| slot.record.slot());

@@ -30,20 +30,28 @@ const LAST_USES: Duration = Duration::from_secs(10);
 /// others as slots are removed.
 pub async fn run(slots: Arc<Slots>, stop: CancellationToken) {
     loop {
-        let mut pause = None;
         if slots.keyrings.is_rotating() && slots.changes.unconfirmed().is_none() {
             match slots.reseal().await {
-                Ok(rows) => tracing::info!(rows, "the store key is rotated; the older key is gone"),
+                Ok(rows) => {
+                    tracing::info!(
+                        rows,
+                        "every row is under the new store key; the store has lost the older"
+                    );
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = tokio::time::sleep(LAST_USES) => slots.forget_older(),
+                    }
+                    tracing::info!("the store key is rotated; the older key is gone");
+                }
                 Err(error) => {
                     tracing::error!(error = chain(&error), "the store key's rotation goes on in a minute");
-                    pause = Some(RETRY_AFTER);
                 }
             }
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = slots.rotate.notified() => {}
-            () = tokio::time::sleep(pause.unwrap_or(RETRY_AFTER)) => {}
+            () = tokio::time::sleep(RETRY_AFTER) => {}
         }
     }
 }
@@ -77,12 +85,14 @@ impl Slots {
     pub async fn finish(&self) -> Result<(), ResealError> {
         if self.keyrings.is_rotating() && self.changes.unconfirmed().is_none() {
             self.reseal().await?;
+            self.forget_older();
         }
         Ok(())
     }
 
-    /// Brings every row under the newest key and forgets the older one. Returns
-    /// how many rows were written.
+    /// Brings every row under the newest key and the older one out of the store.
+    /// Returns how many rows were written. Memory still has the older key, for
+    /// calls and changes that began before.
     async fn reseal(&self) -> Result<usize, ResealError> {
         let mut written = 0;
         loop {
@@ -95,12 +105,15 @@ impl Slots {
                 break;
             }
         }
+        self.keyrings.reseal_in_memory(&internal::slots());
+        Ok(written)
+    }
+
+    /// Wipes the older key from memory.
+    fn forget_older(&self) {
         let permit = internal::slots();
         self.keyrings.reseal_in_memory(&permit);
-        tokio::time::sleep(LAST_USES).await;
-        self.keyrings.reseal_in_memory(&permit);
         self.keyrings.end_epoch(&permit);
-        Ok(written)
     }
 
     async fn reseal_rows(&self) -> Result<usize, SlotsError> {
@@ -135,19 +148,20 @@ impl Slots {
             }
             Ok::<_, SlotsError>((changeset, names.len()))
         };
-        self.changes.run(intent, prepare).await.map_err(flatten)
+        let written = self.changes.run(intent, prepare).await.map_err(flatten)?;
+        for name in names {
+            self.changes.ledger().forget_settled(name);
+        }
+        Ok(written)
     }
 
     fn reseal_row(&self, changeset: &mut Changeset, row: &Row) -> Result<(), SlotsError> {
         let ledger = self.changes.ledger();
         let name = row.name.as_str();
-        if name.starts_with(rows::CHANGES) {
-            // Of the epoch before, so its change is over and its outcome is in
-            // the audit: the row is only in the way.
-            if epoch_of(&row.bytes) != Some(ledger.codec().epoch()) {
-                ledger.forget_settled(&row.name);
-                changeset.delete_sealed(row);
-            }
+        if ledger.is_settled(&row.name) {
+            // Its outcome is in the audit: the row is only in the way. Any other
+            // change's row is the only proof that it happened.
+            changeset.delete_sealed(row);
             return Ok(());
         }
         let renewed = match kind_of(name) {

@@ -88,7 +88,12 @@ fn copy(from: &Path, partial: &Path) -> Result<BackupReport, BackupError> {
     }
     drop(source);
     // Out of WAL mode, so that the backup is one file that opens from a read-only medium.
-    target.pragma_update(None, "journal_mode", "DELETE").map_err(BackupError::Copy)?;
+    // SQLite says so by the mode that it answers with, never by an error, when the disk refuses that.
+    let mode = target.pragma_update_and_check(None, "journal_mode", "DELETE", |row| row.get::<_, String>(0));
+    let mode = mode.map_err(BackupError::Copy)?;
+    if mode != "delete" {
+        return Err(BackupError::Check(OpenError::Damaged(format!("journal mode stays {mode}"))));
+    }
     target.close().map_err(|(_, error)| BackupError::Copy(error))?;
     let copy = file::open_reader(partial).map_err(BackupError::Check)?;
     file::full_check(&copy).map_err(BackupError::Check)?;

@@ -47,6 +47,8 @@ impl ConnectionHttp {
                 .http2()
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(limits.max_streams)
+                .initial_stream_window_size(limits.stream_window)
+                .initial_connection_window_size(limits.connection_window)
                 .max_pending_accept_reset_streams(usize::try_from(limits.max_streams).ok())
                 .keep_alive_interval(limits.ping_interval)
                 .keep_alive_timeout(limits.ping_timeout);

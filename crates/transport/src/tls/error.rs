@@ -73,19 +73,47 @@ pub enum TlsError {
     Io(#[source] io::Error),
 }
 
+impl CertificateRefused {
+    /// Returns the closed label for metrics and audit.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::ChainTooLong => "chain_too_long",
+            Self::OtherRoot => "other_root",
+            // Of the chain, or of a handshake by another key than the certificate's.
+            Self::Chain(rustls::Error::InvalidCertificate(rustls::CertificateError::BadSignature)) => {
+                "bad_signature"
+            }
+            Self::Chain(rustls::Error::InvalidCertificate(
+                rustls::CertificateError::InvalidPurpose
+                | rustls::CertificateError::InvalidPurposeContext { .. },
+            )) => "wrong_usage",
+            Self::Chain(_) => "unknown_ca",
+            Self::Form(_) => "not_a_fleet_certificate",
+            Self::NotAnAgent(_) => "not_an_agent",
+            Self::OtherTrustDomain(_) => "other_trust_domain",
+            Self::NoServerAuth(_) => "no_server_auth",
+            Self::NoClientAuth(_) => "no_client_auth",
+        }
+    }
+}
+
 impl TlsError {
-    /// The reason as a closed label, for metrics.
-    pub(crate) fn label(&self) -> &'static str {
+    /// Returns the closed label for metrics and audit.
+    pub fn label(&self) -> &'static str {
         match self {
             Self::CertificateDates(_) => "certificate_dates",
-            Self::Certificate(_) => "certificate",
+            Self::Certificate(refused) => refused.label(),
             Self::NoCertificate => "no_certificate",
-            Self::OwnCertificateDates => "own_certificate_dates",
-            Self::RefusedByPeer { .. } => "refused_by_peer",
-            Self::Protocol => "protocol",
+            Self::OwnCertificateDates | Self::RefusedByPeer { .. } => "refused_by_peer",
+            Self::Protocol => "no_alpn",
             Self::Tls(_) => "tls",
-            Self::Io(_) => "io",
+            Self::Io(_) => "broken",
         }
+    }
+
+    /// Tells whether this side refused the peer; otherwise the peer refused us, or the connection broke.
+    pub fn is_denial(&self) -> bool {
+        !matches!(self, Self::OwnCertificateDates | Self::RefusedByPeer { .. } | Self::Io(_))
     }
 }
 

@@ -64,7 +64,8 @@ async fn handshakes_stalled_by_one_address_do_not_hold_up_another() {
 #[tokio::test]
 async fn a_fleet_behind_one_address_comes_back() {
     let ca = TestCa::new("1");
-    let server = Arc::new(Server::data(&ca).await);
+    let limits = ServeLimits { max_connections_per_identity: 50, ..ServeLimits::default() };
+    let server = Arc::new(Server::data_with(&ca, limits).await);
     let tls = node_tls(&ca);
     let mut links = JoinSet::new();
     for _ in 0..50 {
@@ -97,6 +98,21 @@ async fn one_address_may_have_its_share_of_connections_only() {
     assert!(server.connect(&node_tls(&ca)).await.is_err());
     dial_from([127, 0, 0, 2], server.address).await;
     assert_eq!(server.events(), ["the source has too many connections"]);
+}
+
+#[tokio::test]
+async fn one_identity_may_have_its_share_of_connections_only() {
+    let ca = TestCa::new("1");
+    let limits = ServeLimits { max_connections_per_identity: 2, ..ServeLimits::default() };
+    let server = Server::data_with(&ca, limits).await;
+    let first = server.connect(&node_tls(&ca)).await.unwrap();
+    let second = server.connect(&node_tls(&ca)).await.unwrap();
+    assert!(matches!(server.connect(&node_tls(&ca)).await, Err(ConnectError::Tls(_))));
+    server.has_refused("the identity has too many connections").await;
+    second.call(0).await.unwrap();
+    drop(first);
+    eventually("a place is free again", || server.connections.count() == 1).await;
+    server.connect(&node_tls(&ca)).await.unwrap().call(0).await.unwrap();
 }
 
 #[tokio::test]

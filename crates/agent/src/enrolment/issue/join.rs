@@ -18,10 +18,19 @@ use crate::times::to_ms;
 /// What a node shows to get its first certificate, parsed.
 #[derive(Debug, Clone)]
 pub struct Join {
-    token_sha256: [u8; 32],
+    shown: Shown,
     csr: Csr,
-    node: String,
-    address: IpAddr,
+}
+
+/// What the audit says of a node that shows a token.
+#[derive(Debug, Clone)]
+pub(in crate::enrolment) struct Shown {
+    /// The token's name in the store.
+    pub(in crate::enrolment) token_sha256: [u8; 32],
+    /// The wanted node name, as sent.
+    pub(in crate::enrolment) node: String,
+    /// Where it came from.
+    pub(in crate::enrolment) address: IpAddr,
 }
 
 /// Why a node was not enrolled. The text goes to the node.
@@ -69,8 +78,8 @@ impl EnrolError {
     /// The caller's fault, which costs its address a guess.
     fn is_refusal(&self) -> bool {
         match self {
-            Self::Token(_) | Self::Retired | Self::NameTaken | Self::Banned => true,
-            Self::Csr(_) | Self::Limited(_) | Self::Failed(_) => false,
+            Self::Csr(_) | Self::Token(_) | Self::Retired | Self::NameTaken | Self::Banned => true,
+            Self::Limited(_) | Self::Failed(_) => false,
         }
     }
 }
@@ -97,26 +106,43 @@ impl Join {
     ///
     /// When the CSR is malformed or not signed by its own key.
     pub fn parse(secret: &[u8], csr: &[u8], node: String, address: IpAddr) -> Result<Self, CsrError> {
-        Ok(Self { token_sha256: Sha256::digest(secret).into(), csr: Csr::from_der(csr)?, node, address })
+        let csr = Csr::from_der(csr)?;
+        Ok(Self { shown: Shown { token_sha256: Sha256::digest(secret).into(), node, address }, csr })
     }
 
-    /// Returns where it came from.
-    pub(in crate::enrolment) fn address(&self) -> IpAddr {
-        self.address
-    }
-
-    /// Returns the token's name in the store.
-    pub(in crate::enrolment) fn token_sha256(&self) -> &[u8; 32] {
-        &self.token_sha256
-    }
-
-    /// Returns the wanted node name, as sent.
-    pub(in crate::enrolment) fn node(&self) -> &str {
-        &self.node
+    /// Returns what the audit says of it.
+    pub(in crate::enrolment) fn shown(&self) -> &Shown {
+        &self.shown
     }
 }
 
 impl Issuer {
+    /// As [`Join::parse`], once the address may still show tokens: the
+    /// signature of a request costs more than the look-up of a token.
+    ///
+    /// # Errors
+    ///
+    /// When the address has shown too many wrong tokens or requests, or this
+    /// request is one of them. Refusals are audited.
+    pub async fn read_join(
+        &self,
+        secret: &[u8],
+        csr: &[u8],
+        node: String,
+        address: IpAddr,
+    ) -> Result<Join, EnrolError> {
+        let now = self.now();
+        let shown = Shown { token_sha256: Sha256::digest(secret).into(), node, address };
+        let read = self.limits.may_show_token(address, now).map_err(EnrolError::from);
+        match read.and_then(|()| Ok(Csr::from_der(csr)?)) {
+            Ok(csr) => Ok(Join { shown, csr }),
+            Err(error) => {
+                self.note_refused(&shown, &error, now).await;
+                Err(error)
+            }
+        }
+    }
+
     /// Enrols a node: uses its token once, records the identity and hands out
     /// its certificate. The same token with the same key gets the same
     /// certificate again, so a lost reply costs nothing.
@@ -129,18 +155,23 @@ impl Issuer {
         let now = self.now();
         let result = self.try_enrol(join, now).await;
         if let Err(error) = &result {
-            if error.is_refusal() {
-                self.limits.charge_guess(join.address, now);
-            }
-            if let Some(event) = audit_trail::enrol_refused(join, error) {
-                self.changes.event(event).await;
-            }
+            self.note_refused(&join.shown, error, now).await;
         }
         result
     }
 
+    /// Charges a refusal to its address and writes it to the audit.
+    async fn note_refused(&self, shown: &Shown, error: &EnrolError, now: SystemTime) {
+        if error.is_refusal() {
+            self.limits.charge_guess(shown.address, now);
+        }
+        if let Some(event) = audit_trail::enrol_refused(shown, error) {
+            self.changes.event(event).await;
+        }
+    }
+
     async fn try_enrol(&self, join: &Join, now: SystemTime) -> Result<Certified, EnrolError> {
-        self.limits.may_show_token(join.address, now)?;
+        self.limits.may_show_token(join.shown.address, now)?;
         let (id, plan) = self.plan(join, now).await?;
         if let Plan::Again(issued) = plan {
             // The agent that issued it may have been another one.
@@ -160,10 +191,10 @@ impl Issuer {
 
     /// Judges everything, writes nothing.
     async fn plan(&self, join: &Join, now: SystemTime) -> Result<(SpiffeId, Plan), EnrolError> {
-        let row = rows::token(&join.token_sha256);
+        let row = rows::token(&join.shown.token_sha256);
         let token = self.ledger().read::<TokenRecord>(&row).await.map_err(IssueFailure::from)?;
         let token = token.ok_or(TokenRefused::Unknown)?;
-        let claim = tokens::claim(&token.payload, &join.node)?;
+        let claim = tokens::claim(&token.payload, &join.shown.node)?;
         tokens::live_cluster(&self.changes, &claim.cluster).await?.ok_or(EnrolError::Retired)?;
         let subject = Subject::Node { cluster: claim.cluster_uuid(), name: claim.name.clone() };
         let id = SpiffeId::new(self.trust_domain(), subject);
@@ -177,7 +208,7 @@ impl Issuer {
                 return Ok((id, Plan::Again(issued.clone())));
             }
         }
-        tokens::judge(&token.payload, join.address, now)?;
+        tokens::judge(&token.payload, join.shown.address, now)?;
         if identity.is_some() && !claim.may_replace {
             return Err(EnrolError::NameTaken);
         }
@@ -204,7 +235,7 @@ impl Issuer {
             created_ms: before.as_ref().map_or(to_ms(now), |record| record.payload.created_ms),
             roles: Vec::new(),
             scope: Vec::new(),
-            token: join.token_sha256.to_vec(),
+            token: join.shown.token_sha256.to_vec(),
             readopted_ms: 0,
         };
         let record = write_identity(&mut changeset, &id, before.as_ref(), after);
@@ -217,5 +248,5 @@ fn issued_for<'a>(identity: &'a IdentityRecord, join: &Join) -> Option<&'a Issue
     let key = join.csr.spki_sha256();
     let mut issued = [&identity.current, &identity.next].into_iter();
     let found = issued.find(|issued| has_key(issued, &key))?;
-    found.as_ref().filter(|_| identity.token == join.token_sha256)
+    found.as_ref().filter(|_| identity.token == join.shown.token_sha256)
 }

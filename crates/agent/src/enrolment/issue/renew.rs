@@ -114,12 +114,17 @@ impl Issuer {
     ) -> Result<Certified, RenewError> {
         let now = self.now();
         let result = self.try_renew(permit.who(), shown, csr, now).await;
-        if let Err(error) = &result
-            && let Some(event) = audit_trail::renew_refused(shown, error)
-        {
-            self.changes.event(event).await;
+        if let Err(error) = &result {
+            self.note_refused_renewal(shown, error).await;
         }
         result
+    }
+
+    /// Records that a renewal was refused.
+    pub async fn note_refused_renewal(&self, shown: &Certificate, error: &RenewError) {
+        if let Some(event) = audit_trail::renew_refused(shown, error) {
+            self.changes.event(event).await;
+        }
     }
 
     /// Records that the table or the identity's state kept a caller from

@@ -41,19 +41,39 @@ async fn a_token_and_a_key_become_an_identity_that_may_connect() {
 }
 
 #[tokio::test]
-async fn a_csr_that_asks_for_an_admins_name_gets_the_tokens_name() {
+async fn a_csr_that_asks_for_a_cas_rights_gets_the_tokens_name() {
     let rig = Rig::new().await;
     let token = rig.token("cp1").await;
     let asker = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::default();
-    params.subject_alt_names =
-        vec![rcgen::SanType::URI("spiffe://fleet.test/admin/root".try_into().unwrap())];
+    params.distinguished_name.push(rcgen::DnType::CommonName, "spiffe://fleet.test/admin/root");
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let csr = params.serialize_request(&asker).unwrap();
-    let join = Join::parse(&secret(&token), csr.der(), String::new(), "192.0.2.1".parse().unwrap()).unwrap();
+    let address = "192.0.2.1".parse().unwrap();
+    let join = rig.issuer.read_join(&secret(&token), csr.der(), String::new(), address).await.unwrap();
     let certificate = leaf(&rig.issuer.enrol(&join).await.unwrap());
     assert_eq!(certificate.id().subject.name().as_str(), "cp1");
     assert!(certificate.id().subject.cluster().is_some());
+}
+
+#[tokio::test]
+async fn a_csr_that_asks_for_a_name_is_refused_costs_a_guess_and_leaves_the_token_good() {
+    let rig = Rig::new().await;
+    let token = rig.token("cp1").await;
+    let mut params = rcgen::CertificateParams::default();
+    params.subject_alt_names =
+        vec![rcgen::SanType::URI("spiffe://fleet.test/admin/root".try_into().unwrap())];
+    let csr = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap();
+    let address = "192.0.2.1".parse().unwrap();
+    let mut refused = Vec::new();
+    for _ in 0..21 {
+        let join = rig.issuer.read_join(&secret(&token), csr.der(), String::new(), address).await;
+        refused.push(join.unwrap_err().reason());
+    }
+    assert_eq!(refused.iter().filter(|reason| **reason == "csr").count(), 20);
+    assert_eq!(refused.last(), Some(&"rate_limited"));
+    let elsewhere = Rig::join_from(&token, &key(), "", "192.0.2.2");
+    rig.issuer.enrol(&elsewhere).await.unwrap();
 }
 
 #[tokio::test]
