@@ -148,10 +148,14 @@ impl LiveIdentities {
         self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(cluster).copied().unwrap_or(0)
     }
 
-    /// Looks at all identities, in no order.
-    pub fn for_each(&self, mut look: impl FnMut(&Arc<LiveIdentity>)) {
-        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
-        by_id.values().filter_map(|seat| seat.identity.as_ref()).for_each(&mut look);
+    /// Looks at all identities, in no order; not under the lock, for whom the
+    /// data path waits.
+    pub fn for_each(&self, look: impl FnMut(&Arc<LiveIdentity>)) {
+        let all: Vec<Arc<LiveIdentity>> = {
+            let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+            by_id.values().filter_map(|seat| seat.identity.clone()).collect()
+        };
+        all.iter().for_each(look);
     }
 
     /// Makes a committed identity visible to the next call, unless a later

@@ -24,6 +24,7 @@ pub mod live_keyrings;
 pub mod grpc_code;
 pub mod metrics;
 
+pub mod aside;
 pub mod admin;
 pub mod ops;
 pub mod scrape;

@@ -38,7 +38,7 @@ use crate::metrics::PREFIX;
 use crate::rotation::{Pace, Schedule};
 use crate::slots::reseal;
 use crate::turned_away::TurnedAway;
-use crate::{admin, backup, local, ops, wraps};
+use crate::{admin, aside, backup, local, ops, wraps};
 
 /// The largest request of the data port: 512 wrapped DEKs of 32 bytes are 49 KiB.
 const MAX_DATA_REQUEST: usize = 64 << 10;
@@ -265,10 +265,15 @@ fn spawn_ports(
     };
     tasks.spawn(fleet_kms_transport::serve(listener, enrolment, limits, on("enrolment"), drain.clone()));
 
-    let listener = port(listeners.admin, tls(ClientAuth::Required).with_http1())?;
     let router = admin::router(Arc::clone(agent), connections.clone());
     let limits = ServeLimits { max_connections_per_identity: ADMIN_PER_IDENTITY, ..ServeLimits::default() };
-    tasks.spawn(fleet_kms_transport::serve(listener, router, limits, on("admin"), drain.clone()));
+    let (admin_tls, admin_connections) = (tls(ClientAuth::Required).with_http1(), on("admin"));
+    let (listener, admin_drain) = (listeners.admin, drain.clone());
+    let served = aside::run("admin", move || {
+        let listener = TlsPort::from_std(listener, admin_tls)?;
+        Ok(fleet_kms_transport::serve(listener, router, limits, admin_connections, admin_drain))
+    });
+    tasks.spawn(served.map_err(ServeError::Start)?);
 
     ops::spawn(tasks, agent, connections, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
 }
