@@ -1,5 +1,5 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: schemathesis admin-load simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi crash
+.PHONY: schemathesis admin-load attacks audit-bench audit-crash simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi crash
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -75,3 +75,20 @@ crash: ## crash trials on the built agent: every disk operation of every change 
 	cargo build -p fleet-kms-agent
 	FLEET_KMS_CRASH_TRIALS=$(or $(N),1000) FLEET_KMS_CRASH_SEED=$(or $(SEED),1) \
 		cargo test -p fleet-kms-tests --test crash -- --nocapture --test-threads=1
+
+attacks: ## the attacks and storms in full: 100,000 guesses, 1,000 enrolments, 200 bans, 3,000 renewals; 20 minutes
+	cargo build --workspace --bins
+	GUESSES=100000 cargo test -p fleet-kms-tests --test attacks -- --nocapture guessed
+	BANS=200 cargo test -p fleet-kms-tests --test bans -- --nocapture
+	ENROLMENTS=1000 cargo test -p fleet-kms-tests --test enrolments -- --nocapture
+	IDENTITIES=3000 cargo test -p fleet-kms-tests --test renewals -- --nocapture
+	NOISY_CONNECTIONS=8 QUIET_CALLS=1000 cargo test -p fleet-kms-tests --test limits -- --nocapture quiet
+
+audit-bench: ## what recording each data call costs, against sums, release builds
+	cargo build --release --workspace --bins
+	cargo run --release -p fleet-kms-tests --bin kms-audit-bench
+
+audit-crash: ## crash trials of the audit on the built agent, N=2000
+	cargo build -p fleet-kms-agent
+	FLEET_KMS_AUDIT_CRASH_TRIALS=$(or $(N),2000) \
+		cargo test -p fleet-kms-tests --test audit_crash -- --nocapture --test-threads=1

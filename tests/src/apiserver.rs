@@ -79,13 +79,22 @@ impl ApiServer {
             .with_context(|| checks.clone())
     }
 
+    /// Kills it and starts it again with empty caches; does not wait until it answers.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_unready(&mut self) -> anyhow::Result<()> {
+        self.stop();
+        self.child = Some(self.spec.start()?);
+        Ok(())
+    }
+
     /// Kills it and starts it again with empty caches; returns when it is ready.
     ///
     /// # Errors
     /// As [`ApiServer::start`].
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        self.stop();
-        self.child = Some(self.spec.start()?);
+        self.restart_unready()?;
         self.wait_ready()
     }
 

@@ -1,12 +1,14 @@
 //! A real etcd of one member, and its raw bytes: what a thief of the disk would read.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Context;
 use data_encoding::BASE64;
 use serde_json::{Value, json};
 
-use crate::child::{Child, Spec};
+use crate::child::{self, Child, Spec};
 use crate::peers::peers;
 use crate::{http, ports, wait};
 
@@ -15,6 +17,7 @@ pub struct Etcd {
     spec: Spec,
     child: Option<Child>,
     client_port: u16,
+    data: PathBuf,
 }
 
 impl Etcd {
@@ -25,19 +28,37 @@ impl Etcd {
     /// # Errors
     /// When it does not become healthy.
     pub fn start(dir: &Path) -> anyhow::Result<Self> {
+        Self::start_with(dir, &[])
+    }
+
+    /// Stops it and starts another one under `dir` on a copy of its data, as new machines are started on a snapshot of
+    /// old ones.
+    ///
+    /// # Errors
+    /// When the data cannot be copied, or the copy does not become healthy.
+    pub fn move_to(mut self, dir: &Path) -> anyhow::Result<Self> {
+        self.child.take().context("etcd does not run")?.stop()?;
+        fs::create_dir_all(dir)?;
+        child::run(Command::new("cp").arg("-a").arg(&self.data).arg(dir))?;
+        Self::start_with(dir, &["--force-new-cluster"])
+    }
+
+    fn start_with(dir: &Path, args: &[&str]) -> anyhow::Result<Self> {
         let (client_port, peer_port) = (ports::free_port()?, ports::free_port()?);
         let client_url = format!("http://127.0.0.1:{client_port}");
         let peer_url = format!("http://127.0.0.1:{peer_port}");
+        let data = dir.join("etcd");
         let spec = Spec::new("etcd", &peers()?.etcd, dir)
             .arg("--name=tests")
-            .arg(format!("--data-dir={}", dir.join("etcd").display()))
+            .arg(format!("--data-dir={}", data.display()))
             .args(["--unsafe-no-fsync", "--log-level=warn"])
             .arg(format!("--listen-client-urls={client_url}"))
             .arg(format!("--advertise-client-urls={client_url}"))
             .arg(format!("--listen-peer-urls={peer_url}"))
             .arg(format!("--initial-advertise-peer-urls={peer_url}"))
-            .arg(format!("--initial-cluster=tests={peer_url}"));
-        let mut etcd = Self { spec, child: None, client_port };
+            .arg(format!("--initial-cluster=tests={peer_url}"))
+            .args(args);
+        let mut etcd = Self { spec, child: None, client_port, data };
         etcd.run()?;
         Ok(etcd)
     }

@@ -52,28 +52,29 @@ impl FakeClock {
     /// # Errors
     /// When libfaketime is not there.
     pub fn apply(&self, spec: Spec) -> anyhow::Result<Spec> {
-        let library = LIBRARY.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
-        Ok(spec
-            .env("LD_PRELOAD", library)
-            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("FAKETIME_DISABLE_SHM", "1"))
+        Ok(variables(&self.file)?.iter().fold(spec, |spec, (name, value)| spec.env(name, value)))
     }
 
-    /// Makes one command believe this clock.
+    /// As [`FakeClock::apply`], for a command that runs to its end.
     ///
     /// # Errors
     /// When libfaketime is not there.
-    pub fn apply_to(&self, command: &mut Command) -> anyhow::Result<()> {
-        let library = LIBRARY.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
-        command
-            .env("LD_PRELOAD", library)
-            .env("FAKETIME_TIMESTAMP_FILE", &self.file)
-            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env("FAKETIME_DISABLE_SHM", "1");
-        Ok(())
+    pub fn apply_to(&self, mut command: Command) -> anyhow::Result<Command> {
+        command.envs(variables(&self.file)?);
+        Ok(command)
     }
+}
+
+/// What makes a program believe the clock in `file`.
+fn variables(file: &Path) -> anyhow::Result<[(&'static str, PathBuf); 5]> {
+    let library = LIBRARY.as_ref().map_err(|error| anyhow::anyhow!("{error}"))?;
+    Ok([
+        ("LD_PRELOAD", library.clone()),
+        ("FAKETIME_TIMESTAMP_FILE", file.to_owned()),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
+        ("FAKETIME_NO_CACHE", "1".into()),
+        ("FAKETIME_DISABLE_SHM", "1".into()),
+    ])
 }
 
 /// Finds libfaketime, and installs it where it is missing.

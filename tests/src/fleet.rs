@@ -165,6 +165,16 @@ impl Fleet {
         Ok(Cluster { name: name.to_owned(), id: id.to_owned() })
     }
 
+    /// A cluster that was made before.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn cluster_named(&self, name: &str) -> anyhow::Result<Cluster> {
+        let shown = self.kmsctl_json(&["cluster", "show", name])?;
+        let id = shown.get("id").and_then(Value::as_str).context("the cluster's id")?;
+        Ok(Cluster { name: name.to_owned(), id: id.to_owned() })
+    }
+
     /// Makes a join token.
     ///
     /// # Errors
@@ -404,6 +414,18 @@ impl Sidecar {
             std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(())
         })?;
         self.child = Some(child);
+        Ok(())
+    }
+
+    /// Gives it another ops port: while it was off, another program may have taken its own.
+    ///
+    /// # Errors
+    /// When none is free, or its configuration cannot be written.
+    pub fn move_ops(&mut self) -> anyhow::Result<()> {
+        let address = |port: u16| format!("address = \"127.0.0.1:{port}\"");
+        let (text, port) = (fs::read_to_string(&self.config)?, free_port()?);
+        fs::write(&self.config, text.replace(&address(self.ops), &address(port)))?;
+        self.ops = port;
         Ok(())
     }
 

@@ -5,9 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
+use fleet_kms_agent::records::payload::IdentityRecord;
 use fleet_kms_agent::records::rows;
 use fleet_kms_agent::root::Root;
 use fleet_kms_agent::storage::{self, Storage};
+use fleet_kms_identity::Serial;
 use fleet_kms_keyring::sealed::{self, Kind, SealContext};
 use fleet_kms_seal::{FileSlot, SlotRecord, open_any};
 
@@ -83,4 +85,26 @@ async fn read(store: &Path, root: &Path) -> anyhow::Result<OpenedStore> {
 
 fn generator() -> Box<dyn rand_core::CryptoRng + Send> {
     Box::new(rand_core::UnwrapErr(getrandom::SysRng))
+}
+
+/// Every certificate that an identity of the store may use: its SPIFFE ID and the serial.
+///
+/// # Errors
+/// When the store does not open, or an agent has it open.
+pub fn issued_serials(agent_directory: &Path) -> anyhow::Result<Vec<(String, Serial)>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let from = Root::File(agent_directory.join("root.key"));
+        let Storage { ledger, .. } =
+            storage::open(&agent_directory.join("store.db"), &from, "a-test", generator).await?;
+        let mut serials = Vec::new();
+        for record in ledger.scan::<IdentityRecord>(rows::IDENTITIES).await? {
+            for issued in [&record.payload.current, &record.payload.next].into_iter().flatten() {
+                let serial = <[u8; 16]>::try_from(issued.serial.as_slice()).ok();
+                let serial = serial.and_then(Serial::from_bytes).context("a serial")?;
+                serials.push((record.payload.id.clone(), serial));
+            }
+        }
+        Ok(serials)
+    })
 }

@@ -10,6 +10,8 @@ pub mod clusters;
 pub mod versions;
 pub mod tokens;
 pub mod nodes;
+pub mod audit;
+pub mod authorities;
 pub mod status;
 pub mod change;
 pub mod paging;
@@ -18,6 +20,8 @@ pub mod scalars;
 pub mod openapi;
 mod open_enum;
 
+pub use audit::{AuditChain, AuditHead, AuditQuery, AuditRecord};
+pub use authorities::{Ca, CaGeneration, CaKind, CaState, RotateCa, RotatedCa};
 pub use change::{Change, ChangeQuery};
 pub use clusters::{Cluster, CreateCluster, SetRotation};
 pub use nodes::{Node, NodeState};

@@ -16,13 +16,14 @@ use utoipa::openapi::{
     Content, Header, InfoBuilder, OpenApi, OpenApiBuilder, Paths, Ref, RefOr, Required, Schema,
 };
 
+use crate::audit::MAX_SEARCHED;
 use crate::change::{IDEMPOTENCY_KEY, MAX_IDEMPOTENCY_KEY, MAX_REASON, REQUEST_ID};
 use crate::operations::Kind;
 use crate::paging::{DEFAULT_LIMIT, MAX_CURSOR, MAX_LIMIT};
 use crate::problem::{MEDIA_TYPE, Problem};
 use crate::{
-    Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken, Method, Node, Operation, Page,
-    RotateKey, SetRotation, Status, Token, Version,
+    AuditHead, AuditRecord, Ca, Change, Cluster, CreateCluster, CreateToken, Explanation, IssuedToken,
+    Method, Node, Operation, Page, RotateCa, RotateKey, RotatedCa, SetRotation, Status, Token, Version,
 };
 
 const JSON: &str = "application/json";
@@ -87,6 +88,7 @@ fn request_body(operation: Operation, schemas: &mut Schemas) -> Option<(Ref, Req
         Operation::CreateCluster => Some((schemas.add::<CreateCluster>(), Required::True)),
         Operation::SetRotation => Some((schemas.add::<SetRotation>(), Required::True)),
         Operation::RotateKey => Some((schemas.add::<RotateKey>(), Required::False)),
+        Operation::RotateCa => Some((schemas.add::<RotateCa>(), Required::False)),
         Operation::CreateToken => Some((schemas.add::<CreateToken>(), Required::False)),
         _ => None,
     }
@@ -113,6 +115,10 @@ fn answer(operation: Operation, schemas: &mut Schemas) -> RefOr<Schema> {
         Operation::BanNode | Operation::UnbanNode | Operation::RemoveNode => {
             schemas.add::<Change<Node>>().into()
         }
+        Operation::SearchAudit => schemas.add::<Page<AuditRecord>>().into(),
+        Operation::ListAuditHeads => schemas.add::<Page<AuditHead>>().into(),
+        Operation::ShowCa => schemas.add::<Ca>().into(),
+        Operation::RotateCa | Operation::ReplaceCa => schemas.add::<Change<RotatedCa>>().into(),
         Operation::ShowStatus => schemas.add::<Status>().into(),
         Operation::ShowOpenapi => ObjectBuilder::new().schema_type(Type::Object).build().into(),
     }
@@ -128,6 +134,7 @@ fn describe(operation: Operation, schemas: &mut Schemas, problem: &Ref) -> Opera
     }
     let queries = match operation.kind() {
         Kind::Read => Vec::new(),
+        Kind::List if operation == Operation::SearchAudit => search_parameters(),
         Kind::List => page_parameters(),
         Kind::Change => change_parameters(operation),
     };
@@ -221,6 +228,31 @@ fn page_parameters() -> Vec<Parameter> {
             text(MAX_CURSOR).min_length(Some(1)),
         ),
     ]
+}
+
+fn search_parameters() -> Vec<Parameter> {
+    let time = || {
+        let format = SchemaFormat::KnownFormat(KnownFormat::DateTime);
+        ObjectBuilder::new().schema_type(Type::String).format(Some(format))
+    };
+    let chain = text(16).enum_values(Some(["changes", "data"])).default(Some(json!("changes")));
+    let searched = || text(MAX_SEARCHED).min_length(Some(1));
+    let wanted = [
+        ("chain", "The chain.", chain),
+        ("from", "Not before this time.", time()),
+        ("to", "Before this time.", time()),
+        ("who", "A part of the identity that asked.", searched()),
+        ("cluster", "Name or cluster id.", text(63).min_length(Some(1))),
+        ("action", "What was done or called.", searched()),
+        (
+            "outcome",
+            "How it ended: `done`, `not done`, `unknown`, `open`; of calls `ok` or why not.",
+            searched(),
+        ),
+    ];
+    let wanted =
+        wanted.into_iter().map(|(name, what, schema)| optional(name, ParameterIn::Query, what, schema));
+    page_parameters().into_iter().chain(wanted).collect()
 }
 
 fn change_parameters(operation: Operation) -> Vec<Parameter> {
@@ -323,8 +355,10 @@ mod tests {
         let document: serde_json::Value = serde_json::from_str(&document_json()).unwrap();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         for (name, schema) in schemas {
-            let request =
-                matches!(name.as_str(), "CreateCluster" | "SetRotation" | "RotateKey" | "CreateToken");
+            let request = matches!(
+                name.as_str(),
+                "CreateCluster" | "SetRotation" | "RotateKey" | "RotateCa" | "CreateToken"
+            );
             assert_eq!(schema["additionalProperties"] == false, request, "{name}");
         }
     }

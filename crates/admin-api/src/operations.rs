@@ -115,6 +115,15 @@ operations! {
         "Lifts a ban.";
     RemoveNode = "node_remove", Change Delete "/v1/clusters/{cluster}/nodes/{node}",
         "Removes a node; to come back it needs a new join token.";
+    SearchAudit = "audit_search", List Get "/v1/audit",
+        "Lists records of the answering agent's audit, the newest first; a page may have fewer than asked for.";
+    ListAuditHeads = "audit_heads", List Get "/v1/audit/heads",
+        "Lists the ends of all agents' audit chains, to verify their files with.";
+    ShowCa = "ca_show", Read Get "/v1/ca", "Shows the fleet CA: its generations, and which nodes it lost.";
+    RotateCa = "ca_rotate", Change Post "/v1/ca/rotate",
+        "Replaces the issuing CA, and the root if asked; every certificate stays good.";
+    ReplaceCa = "ca_replace", Change Post "/v1/ca/replace",
+        "Replaces a compromised CA: every certificate of a node is refused at once.";
     ShowStatus = "status_show", Read Get "/v1/status", "Shows the answering agent's view of the fleet.";
     ShowOpenapi = "openapi_show", Read Get "/openapi.json", "Shows this document.";
 }

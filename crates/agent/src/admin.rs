@@ -28,6 +28,8 @@ mod keys;
 mod effects;
 mod tokens;
 mod nodes;
+mod audit;
+mod authorities;
 mod status;
 
 use gate::Gate;
@@ -46,6 +48,8 @@ struct Shared {
     connections: Connections,
     gate: Gate,
     replays: Replays,
+    /// Searches read files: one at a time, so that data calls keep the disk and the cores.
+    searches: tokio::sync::Semaphore,
 }
 
 impl std::ops::Deref for Admin {
@@ -58,7 +62,13 @@ impl std::ops::Deref for Admin {
 
 /// Makes the service of the admin port.
 pub fn router(agent: Arc<Agent>, connections: Connections) -> Router {
-    let shared = Shared { agent, connections, gate: Gate::default(), replays: Replays::default() };
+    let shared = Shared {
+        agent,
+        connections,
+        gate: Gate::default(),
+        replays: Replays::default(),
+        searches: tokio::sync::Semaphore::new(1),
+    };
     let admin = Admin(Arc::new(shared));
     let mut router = Router::new();
     for operation in Operation::ALL {
@@ -102,6 +112,11 @@ fn route(operation: Operation) -> MethodRouter<Admin> {
         Operation::BanNode => post(nodes::ban),
         Operation::UnbanNode => post(nodes::unban),
         Operation::RemoveNode => delete(nodes::remove),
+        Operation::SearchAudit => get(audit::search),
+        Operation::ListAuditHeads => get(audit::heads),
+        Operation::ShowCa => get(authorities::show),
+        Operation::RotateCa => post(authorities::rotate),
+        Operation::ReplaceCa => post(authorities::replace),
         Operation::ShowStatus => get(status::show),
         Operation::ShowOpenapi => get(status::openapi),
     }

@@ -4,27 +4,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
-use fleet_kms_audit::{ChangeLog, DataLog, LogError};
-use fleet_kms_identity::{KeyPair, KeyPairError, Serial, SpiffeId, Subject, TrustDomain};
+use fleet_kms_audit::{ChangeLog, Clocks, DataLog, Head, LogError};
+use fleet_kms_identity::{SpiffeId, Subject};
 use fleet_kms_process::exit;
-use fleet_kms_transport::{Clock, LiveIdentity, LiveIdentityError, Roots, RootsError};
+use fleet_kms_transport::Clock;
 use prometheus_client::registry::Registry;
-use rustls_pki_types::CertificateDer;
 
 use crate::answer::Answers;
-use crate::authz::{Policy, internal};
+use crate::authz::Policy;
 use crate::backup::Backups;
 use crate::bans::Bans;
 use crate::bulletin::Bulletin;
-use crate::ca::{self, Authorities, RolloverError, SignError};
-use crate::changes::{ChangeError, Changes, Unconfirmed};
+use crate::changes::{Changes, Unconfirmed};
 use crate::clusters::{ClusterError, Clusters};
 use crate::config::Config;
 use crate::control_plane::ControlPlane;
 use crate::data_plane::DataPlaneService;
-use crate::enrolment::issue::{Issuer, MAX_OFFLINE, agent_certificate_due};
-use crate::errors::chain;
+use crate::enrolment::issue::{Issuer, MAX_OFFLINE};
+use crate::fleet_ca::{CaStore, FleetCa, OwnCertificate, RollError};
 use crate::identities::{IdentityError, LiveIdentities};
 use crate::ledger::{Generator, HeadError, Integrity, Ledger, LedgerError};
 use crate::live_keyrings::{LiveKeyrings, LoadError};
@@ -35,7 +32,7 @@ use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
 use crate::slots::Slots;
 use crate::storage::{self, Storage, StorageError};
-use crate::trail::Event;
+use crate::trail::{Event, heads};
 use crate::turns::Turns;
 use crate::witness::Witness;
 
@@ -57,12 +54,9 @@ pub enum OpenError {
     /// The clusters cannot be read.
     #[error(transparent)]
     Clusters(#[from] ClusterError),
-    /// The fleet CA cannot be read.
+    /// The fleet CA cannot be read or used, or is due and cannot be replaced.
     #[error(transparent)]
-    Authorities(#[from] ca::LoadError),
-    /// The issuing CA is due and cannot be replaced.
-    #[error(transparent)]
-    RenewAuthorities(#[from] RenewAuthoritiesError),
+    Authorities(#[from] RollError),
     /// An open intent cannot be looked up.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -82,37 +76,6 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
-    /// The agent's own certificate cannot be made.
-    #[error("cannot make the agent's own certificate")]
-    OwnCertificate(#[from] OwnCertificateError),
-}
-
-/// Why the issuing CA was not replaced; the old one stays in use.
-#[derive(Debug, thiserror::Error)]
-pub enum RenewAuthoritiesError {
-    /// The change was refused or failed.
-    #[error("cannot make the next issuing CA")]
-    Change(#[source] Box<ChangeError<RolloverError>>),
-    /// The new one cannot be read.
-    #[error(transparent)]
-    Load(#[from] ca::LoadError),
-}
-
-/// Why the agent's own certificate cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum OwnCertificateError {
-    /// No key.
-    #[error(transparent)]
-    Key(#[from] KeyPairError),
-    /// No signature.
-    #[error(transparent)]
-    Sign(#[from] SignError),
-    /// The CA made what TLS does not take.
-    #[error(transparent)]
-    Live(#[from] LiveIdentityError),
-    /// The stored roots do not parse.
-    #[error(transparent)]
-    Roots(#[from] RootsError),
 }
 
 impl OpenError {
@@ -124,10 +87,8 @@ impl OpenError {
             Self::Audit { .. } => exit::DATA,
             Self::Storage(error) => error.exit_code(),
             Self::Head(_) | Self::Keyrings(_) | Self::Identities(_) | Self::Clusters(_) => exit::DATA,
-            Self::Authorities(_) | Self::RenewAuthorities(_) | Self::Ledger(_) | Self::Witness { .. } => {
-                exit::DATA
-            }
-            Self::OwnCertificate(_) => exit::FAILURE,
+            Self::Authorities(RollError::Use(_)) => exit::FAILURE,
+            Self::Authorities(_) | Self::Ledger(_) | Self::Witness { .. } => exit::DATA,
         }
     }
 }
@@ -157,9 +118,9 @@ pub struct Agent {
     /// Counted as things happen.
     pub metrics: Arc<Metrics>,
     /// The agent's own certificate.
-    pub own: OwnCertificate,
-    /// The roots that callers chain to.
-    pub roots: Arc<Roots>,
+    pub own: Arc<OwnCertificate>,
+    /// The fleet CA.
+    pub ca: Arc<FleetCa>,
     /// Makes backups.
     pub backups: Arc<Backups>,
     /// Raises the alarm when the store turns out to be an old copy.
@@ -168,9 +129,10 @@ pub struct Agent {
     pub slots: Arc<Slots>,
     /// The directory of the audit.
     pub audit: PathBuf,
+    /// Chains of the audit that were cut or begun anew since the store saw them.
+    pub audit_cut: usize,
     /// KEKs that do not open.
     pub damaged: usize,
-    authorities: Arc<ArcSwap<Authorities>>,
     ledger: Arc<Ledger>,
     clock: Clock,
     monotonic: fn() -> Instant,
@@ -209,7 +171,8 @@ impl Agent {
     ) -> Result<Self, OpenError> {
         let Storage { ledger, store_keys, slot } = storage;
         let unconfirmed = find_out_if_confirmed(&ledger, config).await?;
-        let (log, data_log) = open_audit(config, &clock)?;
+        let (log, data_log) = open_audit(config, &clock, monotonic)?;
+        let cut = heads::cut(&ledger, config.name.as_str(), &log, &data_log).await?;
         let witness = Witness::new(&config.audit);
         let (keyrings, damaged) = LiveKeyrings::load(&ledger, store_keys, generator).await?;
         let keyrings = Arc::new(keyrings);
@@ -218,22 +181,18 @@ impl Agent {
         let changes =
             Changes::new(Arc::clone(&ledger), log, witness, unconfirmed, Arc::clone(&clock), generator);
         let changes = Arc::new(changes);
-        changes.close_open_intents().await?;
-        let trust_domain = &config.trust_domain;
-        let mut authorities = load_authorities(&ledger, &keyrings, trust_domain).await?;
-        if authorities.issuing_due(clock()) && unconfirmed.is_none() {
-            authorities = renewed_authorities(&changes, &keyrings, trust_domain, generator).await?;
+        for (chain, kept, found) in &cut {
+            tracing::error!(%chain, kept = kept.seq, found = found.seq, "the audit ends before its stored head");
+            changes.event(audit_cut(*chain, kept, found)).await;
         }
-        let roots =
-            Arc::new(Roots::new(ders(authorities.trusted_roots())).map_err(OwnCertificateError::from)?);
+        changes.close_open_intents().await?;
         let own_id = Subject::Agent { name: config.name.clone() };
         let own_id = SpiffeId::new(config.trust_domain.clone(), own_id);
-        let own = OwnCertificate::new(own_id, &authorities, &clock, generator)?;
-        let bulletin = Bulletin::new(config.addresses.clone(), authorities.trusted_roots().to_vec());
-        let authorities = Arc::new(ArcSwap::from_pointee(authorities));
+        let store = CaStore { changes: Arc::clone(&changes), keyrings: Arc::clone(&keyrings), generator };
+        let ca = FleetCa::open(store, own_id, config.addresses.clone()).await?;
         let issuer = Issuer::new(
             Arc::clone(&changes),
-            Arc::clone(&authorities),
+            Arc::clone(ca.live()),
             Arc::clone(&identities),
             generator,
             MAX_OFFLINE,
@@ -270,14 +229,14 @@ impl Agent {
             rolled_back: Arc::new(rolled_back),
             slots: Arc::new(slots),
             audit: config.audit.clone(),
+            audit_cut: cut.len(),
             issuer: Arc::new(issuer),
             data_log: Arc::new(data_log),
-            bulletin: Arc::new(bulletin),
+            bulletin: Arc::clone(ca.bulletin()),
             metrics: Arc::new(Metrics::register(registry)),
-            own,
-            roots,
+            own: Arc::clone(ca.own()),
+            ca: Arc::new(ca),
             damaged: damaged.len(),
-            authorities,
             ledger,
             clock,
             monotonic,
@@ -307,44 +266,13 @@ impl Agent {
             Arc::clone(&self.nodes),
             Arc::clone(&self.bulletin),
             (Arc::clone(&self.rolled_back), sightings),
-            Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
-            self.monotonic,
+            (Turns::new(std::thread::available_parallelism().map_or(1, usize::from)), self.monotonic),
         )
     }
 
-    /// Replaces the issuing CA when half its life is over, and the agent's own
-    /// certificate when a third is. What fails is tried again a minute later.
-    pub async fn renew_certificates(&self) {
-        if self.issuer.authorities().issuing_due((self.clock)()) {
-            match renewed_authorities(
-                &self.changes,
-                &self.keyrings,
-                &self.own.id.trust_domain,
-                self.generator,
-            )
-            .await
-            {
-                Ok(authorities) => {
-                    self.authorities.store(Arc::new(authorities));
-                    self.renew_own();
-                }
-                Err(error) => {
-                    tracing::error!(error = chain(&error), "the issuing CA cannot be renewed");
-                }
-            }
-        }
-        if agent_certificate_due(self.own.live.certificate().not_after(), (self.clock)()) {
-            self.renew_own();
-        }
-    }
-
-    fn renew_own(&self) {
-        match self.own.renew(&self.issuer.authorities(), &self.clock) {
-            Ok(()) => tracing::info!("renewed the agent's own certificate"),
-            Err(error) => {
-                tracing::error!(error = chain(&error), "the agent's own certificate cannot be renewed");
-            }
-        }
+    /// Returns the agent's name.
+    pub fn name(&self) -> String {
+        self.own.live().certificate().id().subject.name().to_string()
     }
 
     /// Returns the agent's generator.
@@ -383,89 +311,6 @@ impl Agent {
     }
 }
 
-/// The agent's own certificate: made by its own CA at each start, kept in
-/// memory only, made again long before it ends. It needs no row in the store,
-/// so that an agent comes back whatever happened to its clock or its disk.
-pub struct OwnCertificate {
-    id: SpiffeId,
-    live: Arc<LiveIdentity>,
-    generator: Generator,
-}
-
-impl OwnCertificate {
-    fn new(
-        id: SpiffeId,
-        authorities: &Authorities,
-        clock: &Clock,
-        generator: Generator,
-    ) -> Result<Self, OwnCertificateError> {
-        let (chain, key) = own_chain(&id, authorities, clock, generator)?;
-        Ok(Self { id, live: Arc::new(LiveIdentity::new(chain, &key)?), generator })
-    }
-
-    /// Returns what TLS serves with.
-    pub fn live(&self) -> &Arc<LiveIdentity> {
-        &self.live
-    }
-
-    /// Makes a new certificate with a new key.
-    ///
-    /// # Errors
-    ///
-    /// When the CA cannot sign; the old certificate stays.
-    pub fn renew(&self, authorities: &Authorities, clock: &Clock) -> Result<(), OwnCertificateError> {
-        let (chain, key) = own_chain(&self.id, authorities, clock, self.generator)?;
-        Ok(self.live.replace(chain, &key)?)
-    }
-}
-
-/// Makes a certificate for the agent; the root goes along, because a node that
-/// enrols knows it by its fingerprint only.
-fn own_chain(
-    id: &SpiffeId,
-    authorities: &Authorities,
-    clock: &Clock,
-    generator: Generator,
-) -> Result<(Vec<CertificateDer<'static>>, KeyPair), OwnCertificateError> {
-    let key = KeyPair::generate()?;
-    let mut random = [0; 8];
-    generator().fill_bytes(&mut random);
-    // Issue number 0: no row of the store counts agents' certificates.
-    let serial = Serial::new(0, random).expect("0 is an issue number");
-    let leaf = authorities.issue(id, &serial, &key.spki_der(), clock())?;
-    let mut chain = ders(&leaf.chain);
-    chain.push(CertificateDer::from(authorities.root().to_vec()));
-    Ok((chain, key))
-}
-
-async fn load_authorities(
-    ledger: &Ledger,
-    keyrings: &LiveKeyrings,
-    trust_domain: &TrustDomain,
-) -> Result<Authorities, ca::LoadError> {
-    let open = |row: &_, bytes: &_| keyrings.open_ca_key(&internal::authority(), row, bytes);
-    Authorities::load(ledger, trust_domain.clone(), open).await
-}
-
-/// Makes the next issuing CA, unless another agent was first, and loads what is
-/// active then.
-async fn renewed_authorities(
-    changes: &Changes,
-    keyrings: &LiveKeyrings,
-    trust_domain: &TrustDomain,
-    generator: Generator,
-) -> Result<Authorities, RenewAuthoritiesError> {
-    let permit = internal::authority();
-    let open = |row: &_, bytes: &_| keyrings.open_ca_key(&permit, row, bytes);
-    let seal = |row: &_, key: &_| keyrings.seal_ca_key(&permit, row, key);
-    match ca::renew_issuing(changes, trust_domain, open, seal, generator).await {
-        Ok(()) => tracing::info!("made the next issuing CA"),
-        Err(ChangeError::Refused(RolloverError::NotDue)) => {}
-        Err(error) => return Err(RenewAuthoritiesError::Change(Box::new(error))),
-    }
-    Ok(load_authorities(changes.ledger(), keyrings, trust_domain).await?)
-}
-
 /// Compares head and rows, and head and witness.
 async fn find_out_if_confirmed(ledger: &Ledger, config: &Config) -> Result<Option<Unconfirmed>, OpenError> {
     if let Integrity::Broken { rows } = ledger.check().await? {
@@ -485,13 +330,28 @@ async fn find_out_if_confirmed(ledger: &Ledger, config: &Config) -> Result<Optio
     }
 }
 
-fn open_audit(config: &Config, clock: &Clock) -> Result<(ChangeLog, DataLog), OpenError> {
+fn open_audit(
+    config: &Config,
+    clock: &Clock,
+    monotonic: fn() -> Instant,
+) -> Result<(ChangeLog, DataLog), OpenError> {
     let failed = |source| OpenError::Audit { path: config.audit.display().to_string(), source };
-    let changes = ChangeLog::open(&config.audit).map_err(failed)?;
+    let options = config.audit_options.data;
+    let changes = ChangeLog::open_with(&config.audit, options.max_file).map_err(failed)?;
     report(changes.opened());
-    let data = DataLog::open(&config.audit, clock()).map_err(failed)?;
+    let clocks = Clocks { wall: Arc::clone(clock), monotonic };
+    let data = DataLog::open(&config.audit, options, clocks).map_err(failed)?;
     report(data.opened());
     Ok((changes, data))
+}
+
+fn audit_cut(chain: fleet_kms_audit::Chain, kept: &Head, found: &Head) -> Event {
+    let hash = data_encoding::HEXLOWER.encode(&kept.hash);
+    Event::new("audit_cut", "agent")
+        .target(chain.name())
+        .detail("stored_seq", kept.seq.to_string())
+        .detail("stored_hash", hash)
+        .detail("found_seq", found.seq.to_string())
 }
 
 fn report(opened: &fleet_kms_audit::Opened) {
@@ -501,8 +361,4 @@ fn report(opened: &fleet_kms_audit::Opened) {
     if let Some(broken) = &opened.broken {
         tracing::error!(?broken, "the audit's chain does not hold; it goes on after the break");
     }
-}
-
-fn ders(certificates: &[Vec<u8>]) -> Vec<CertificateDer<'static>> {
-    certificates.iter().map(|der| CertificateDer::from(der.clone())).collect()
 }

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use fleet_kms_audit::{Call as AuditCall, DataLog, Denial};
+use fleet_kms_audit::{Call as AuditCall, CallRecord, DataLog, Denial, NotRecorded};
 use fleet_kms_identity::ClusterUuid;
 use fleet_kms_keyring::Version;
 use fleet_kms_transport::Clock;
@@ -44,6 +44,10 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// The outcome of what was done.
 const OK: &str = "ok";
+/// How long a call waits for its record before it counts as one that cannot be
+/// recorded: a third of what an API server waits for its answer.
+const RECORD_WAIT: Duration = Duration::from_secs(1);
+
 /// Who calls without a certificate.
 const NOBODY: &str = "nobody";
 
@@ -126,13 +130,24 @@ impl Answers {
             Some(caller) => self.permit(caller).await.map(|permit| (permit, caller.clone())),
             None => Err(Denied::NoCertificate),
         };
+        let permitted = permit.is_ok();
         let result = match permit {
+            Ok(_) if self.audit.refuses() => Err(NotRecorded.into()),
             Ok((permit, caller)) => {
                 handler(Call { permit, caller, message: request.into_inner(), now }).await
             }
             Err(denied) => Err(denied.into()),
         };
         let elapsed = (self.monotonic)().saturating_duration_since(started);
+        let said = match &result {
+            Ok((_, said)) => said.clone(),
+            Err(error) => vec![Said { version: None, outcome: error.code().1 }],
+        };
+        let each = permitted && self.audit.records_each() && !matches!(result, Err(DataError::Audit(_)));
+        let result = match self.say(operation, &caller, &said, elapsed, each).await {
+            Ok(()) => result,
+            Err(not_recorded) => Err(not_recorded.into()),
+        };
         // A batch counts as its first item that was not simply done.
         let outcome = match &result {
             Ok((_, said)) => {
@@ -141,11 +156,6 @@ impl Answers {
             Err(error) => error.code().1,
         };
         self.metrics.call(operation, outcome, elapsed);
-        let said = match &result {
-            Ok((_, said)) => said.clone(),
-            Err(error) => vec![Said { version: None, outcome: error.code().1 }],
-        };
-        self.say(operation, &caller, &said, elapsed);
         tracing::debug!(outcome, ?elapsed, "answered");
         if let Err(error) = &result {
             self.failures.log(operation, outcome, error, &caller, (self.monotonic)());
@@ -167,9 +177,16 @@ impl Answers {
         }
     }
 
-    /// Counts what came of a call in the audit: one entry for each version and
-    /// outcome.
-    fn say(&self, operation: &'static str, caller: &Option<Caller>, said: &[Said], took: Duration) {
+    /// Counts what came of a call in the audit, or records it: one entry for
+    /// each version and outcome.
+    async fn say(
+        &self,
+        operation: &'static str,
+        caller: &Option<Caller>,
+        said: &[Said],
+        took: Duration,
+        each: bool,
+    ) -> Result<(), NotRecorded> {
         let identity = caller.as_ref().map_or_else(|| NOBODY.to_owned(), |caller| caller.id().to_string());
         let cluster = caller.as_ref().and_then(|caller| caller.id().subject.cluster());
         let mut counted: Vec<(Said, u64)> = Vec::new();
@@ -179,16 +196,36 @@ impl Answers {
                 None => counted.push((*said, 1)),
             }
         }
+        let cluster = cluster.map(ClusterUuid::as_bytes);
+        if each {
+            let (identity, cluster) = (Arc::<str>::from(identity), cluster.copied());
+            let record = |(Said { version, outcome }, items): (Said, u64)| CallRecord {
+                identity: Arc::clone(&identity),
+                cluster,
+                operation,
+                version: version.map(Version::get),
+                outcome,
+                items,
+                took,
+            };
+            return self.record(counted.into_iter().map(record).collect()).await;
+        }
         for (said, items) in counted {
             let version = said.version.map(Version::get);
-            let call = AuditCall {
-                identity: &identity,
-                cluster: cluster.map(ClusterUuid::as_bytes),
-                operation,
-                version,
-                outcome: said.outcome,
-            };
+            let call = AuditCall { identity: &identity, cluster, operation, version, outcome: said.outcome };
             self.audit.count(&call, items, took);
+        }
+        Ok(())
+    }
+
+    /// Waits until a call is recorded, off the disk and not for ever.
+    async fn record(&self, calls: Vec<CallRecord>) -> Result<(), NotRecorded> {
+        let (done, recorded) = tokio::sync::oneshot::channel();
+        // Nobody hears it who has gone: the call's deadline has passed.
+        self.audit.record(calls, Box::new(move |result| _ = done.send(result)));
+        match tokio::time::timeout(RECORD_WAIT, recorded).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => self.audit.late(),
         }
     }
 

@@ -68,6 +68,11 @@ impl<A: Action> FleetPermit<A> {
         Permit::new(cluster, Arc::clone(&self.who))
     }
 
+    /// Says whether the holder may see what belongs to no cluster.
+    pub fn sees_all(&self) -> bool {
+        self.scope == Scope::All
+    }
+
     /// Says whether the holder may see this cluster.
     pub fn sees(&self, cluster: &ClusterId) -> bool {
         self.scope.covers(cluster)

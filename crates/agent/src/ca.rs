@@ -10,6 +10,7 @@
 use std::time::SystemTime;
 
 use fleet_kms_identity::{Serial, SpiffeId, TrustDomain};
+use fleet_kms_store::{Revision, RowName};
 use rcgen::{SigningKey, SubjectPublicKeyInfo};
 use sha2::{Digest, Sha256};
 
@@ -18,11 +19,13 @@ mod key;
 mod leaf;
 mod load;
 mod rollover;
+mod trust;
 
 pub use generation::{ISSUING_LIFE, NewAuthorities, ROOT_LIFE, create};
 pub use leaf::{ADMIN_LIFE, LEAF_LIFE, life};
-pub use load::LoadError;
-pub use rollover::{RolloverError, renew_issuing};
+pub use load::{LoadError, revisions};
+pub use rollover::{Roll, RolloverError, roll};
+pub use trust::{Kind, Port, Stored};
 
 use generation::whole_seconds;
 use key::CaKey;
@@ -34,21 +37,17 @@ const TIME_CONTEXT: &[u8] = b"fleet-kms/time/1";
 /// The CAs in use, as of one moment; a rollover makes a new value.
 pub struct Authorities {
     trust_domain: TrustDomain,
-    root: Authority,
-    /// DER of every root that is still trusted, the active one first.
-    trusted_roots: Vec<Vec<u8>>,
-    issuing: Authority,
+    root: Stored,
+    issuing: Stored,
+    /// Every generation, roots before issuing CAs, in ascending order.
+    stored: Vec<Stored>,
+    /// The rows that this was read from.
+    revisions: Revisions,
     key: CaKey,
 }
 
-/// One CA certificate and what is needed of it.
-struct Authority {
-    certificate: Vec<u8>,
-    /// The same key and name, signed by the previous root.
-    cross_signed: Option<Vec<u8>>,
-    not_before: SystemTime,
-    not_after: SystemTime,
-}
+/// The rows of all generations, with their revisions.
+pub type Revisions = Vec<(RowName, Revision)>;
 
 /// A certificate just made.
 #[derive(Debug, Clone)]
@@ -107,28 +106,54 @@ impl Authorities {
         Sha256::digest(&self.root.certificate).into()
     }
 
-    /// Returns every trusted root, DER, the active one first.
-    pub fn trusted_roots(&self) -> &[Vec<u8>] {
-        &self.trusted_roots
+    /// Returns the roots that `port` trusts at `now`, DER, the active one first.
+    pub fn trusted_roots(&self, port: Port, now: SystemTime) -> Vec<Vec<u8>> {
+        trust::trusted_roots(&self.stored, port, now).iter().map(|root| root.certificate.clone()).collect()
     }
 
-    /// Returns the issuing CA's certificate and, after a root rollover, the
-    /// root as its predecessor signed it: what follows a leaf in its chain.
-    pub fn issuers(&self) -> Vec<Vec<u8>> {
+    /// Returns every generation that is on record, roots before issuing CAs.
+    pub fn generations(&self) -> &[Stored] {
+        &self.stored
+    }
+
+    /// Returns the rows that this was read from.
+    pub fn revisions(&self) -> &Revisions {
+        &self.revisions
+    }
+
+    /// Returns the issuing CA's certificate and each root, as its predecessor
+    /// signed it, that leads to one which somebody may know alone: what follows
+    /// a leaf in its chain.
+    pub fn issuers(&self, now: SystemTime) -> Vec<Vec<u8>> {
         let mut issuers = vec![self.issuing.certificate.clone()];
-        issuers.extend(self.root.cross_signed.clone());
+        let lineage = trust::lineage(&self.stored, now);
+        let cross_signed = lineage.iter().zip(lineage.iter().skip(1)).map(|(root, _before)| root);
+        issuers.extend(cross_signed.filter_map(|root| root.cross_signed.clone()));
         issuers
     }
 
-    /// Returns when the active root and the issuing CA end.
-    pub fn ends(&self) -> [(&'static str, SystemTime); 2] {
-        [("root", self.root.not_after), ("issuing", self.issuing.not_after)]
+    /// Returns the roots that a first contact may know by their fingerprint.
+    pub fn shown_roots(&self, now: SystemTime) -> Vec<Vec<u8>> {
+        trust::lineage(&self.stored, now).iter().map(|root| root.certificate.clone()).collect()
     }
 
-    /// Says whether the issuing CA is to be renewed ([`renew_issuing`]): less
-    /// than half of its life is left.
-    pub fn issuing_due(&self, now: SystemTime) -> bool {
-        generation::due(self.issuing.not_after, now)
+    /// Returns what has to be renewed by itself at `now`, one step at a time.
+    pub fn due(&self, now: SystemTime) -> Option<Roll> {
+        let prepared = self.stored.iter().find_map(Stored::activates);
+        match prepared {
+            Some(activates) if now >= activates => Some(Roll::RootIfPrepared),
+            None if generation::due(self.root.not_after, ROOT_LIFE, now) => Some(Roll::PrepareRoot),
+            _ => self.issuing_due(now).then_some(Roll::IssuingIfDue),
+        }
+    }
+
+    /// Returns when the active root and the issuing CA end.
+    pub fn ends(&self) -> (SystemTime, SystemTime) {
+        (self.root.not_after, self.issuing.not_after)
+    }
+
+    fn issuing_due(&self, now: SystemTime) -> bool {
+        generation::due(self.issuing.not_after, ISSUING_LIFE, now)
     }
 
     /// Makes a certificate for `id`, `serial` and the public key `spki` (DER),
@@ -154,8 +179,17 @@ impl Authorities {
         let params = leaf::params(id, serial, self.issuing.not_before, not_after)?;
         let certificate = self.key.sign_certificate(&self.issuing.certificate, &params, &spki)?;
         let mut chain = vec![certificate];
-        chain.extend(self.issuers());
+        chain.extend(self.issuers(now));
         Ok(Leaf { chain, not_after })
+    }
+
+    /// Signs a checkpoint of the audit; the message has its own context.
+    ///
+    /// # Errors
+    ///
+    /// When the signature fails.
+    pub fn sign_checkpoint(&self, text: &str) -> Result<Vec<u8>, SignError> {
+        self.key.open()?.sign(&fleet_kms_audit::message(text)).map_err(SignError::Sign)
     }
 
     /// Signs the agent's time for the node that sent `nonce` over a connection

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -82,6 +83,10 @@ pub struct Changes {
     unconfirmed: Mutex<Option<Unconfirmed>>,
     /// Held by each change; taken whole to lock the agent between two changes.
     locked: tokio::sync::RwLock<bool>,
+    /// The audit could not be written the last time.
+    audit_failing: AtomicBool,
+    /// Changes refused because they could not be recorded.
+    refused: AtomicU64,
     clock: Clock,
     generator: Generator,
     tally: Tally,
@@ -105,6 +110,8 @@ impl Changes {
             witness,
             unconfirmed: Mutex::new(unconfirmed),
             locked: tokio::sync::RwLock::new(false),
+            audit_failing: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
             clock,
             generator,
             tally: Tally::default(),
@@ -180,6 +187,22 @@ impl Changes {
     /// Returns the ledger.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
+    }
+
+    /// Returns the chain of changes.
+    pub fn log(&self) -> &Arc<ChangeLog> {
+        &self.log
+    }
+
+    /// Says whether the chain of changes could not be written the last time.
+    pub fn audit_is_failing(&self) -> bool {
+        self.audit_failing.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many changes were refused since the start because they could
+    /// not be recorded.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Returns the time.
@@ -270,8 +293,13 @@ impl Changes {
         let change = ChangeId::from_bytes(id);
         let now = self.now();
         let log = Arc::clone(&self.log);
-        let recorded = off_runtime(move || log.intent(&intent.line(change), now)).await;
-        let recorded = recorded.map_err(ChangeError::Audit)?;
+        let action = intent.action();
+        let recorded = self.written(off_runtime(move || log.intent(&intent.line(change), now)).await);
+        let recorded = recorded.map_err(|error| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(error = chain(&error), action, "a change was refused: it cannot be recorded");
+            ChangeError::Audit(error)
+        })?;
         let mark = Mark { change, intent: recorded };
         let result = self.attempt(&mark, prepare).await;
         let result = result.map(|(value, revision)| apply(value, revision));
@@ -288,10 +316,26 @@ impl Changes {
     pub async fn event(&self, event: Event) {
         let now = self.now();
         let log = Arc::clone(&self.log);
-        if let Err(error) = off_runtime(move || log.event(&event.line(), now)).await {
-            self.tally.audit_failed();
+        if let Err(error) = self.written(off_runtime(move || log.event(&event.line(), now)).await) {
             report("an event", &error);
         }
+    }
+
+    /// As [`Self::event`], for what must not happen unrecorded.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be recorded.
+    pub(crate) async fn event_first(&self, event: Event) -> Result<(), LogError> {
+        let now = self.now();
+        let log = Arc::clone(&self.log);
+        self.written(off_runtime(move || log.event(&event.line(), now)).await).map(drop)
+    }
+
+    /// Takes note whether the chain can be written.
+    fn written<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
+        self.audit_failing.store(matches!(result, Err(LogError::Io(_))), Ordering::Relaxed);
+        result
     }
 
     /// Closes the intents that a crash left open: the store says for each
@@ -350,7 +394,7 @@ impl Changes {
         let now = self.now();
         let done = matches!(outcome, Closed::Done);
         let log = Arc::clone(&self.log);
-        match off_runtime(move || log.outcome(&change, outcome.line(), now)).await {
+        match self.written(off_runtime(move || log.outcome(&change, outcome.line(), now)).await) {
             Ok(_) if done => {
                 if let Err(error) = self.ledger.settle(&change).await {
                     report("a settled change", &error);
@@ -358,10 +402,7 @@ impl Changes {
                 self.remember().await;
             }
             Ok(_) => {}
-            Err(error) => {
-                self.tally.audit_failed();
-                report("an outcome", &error);
-            }
+            Err(error) => report("an outcome", &error),
         }
     }
 

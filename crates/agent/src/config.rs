@@ -13,6 +13,11 @@ use fleet_kms_process::logging;
 use fleet_kms_proto::agent::AgentAddress;
 use serde::Deserialize;
 
+mod audit;
+
+pub use audit::AuditOptions;
+use audit::RawAudit;
+
 use crate::root::Root;
 use crate::rotation::Pace;
 
@@ -43,6 +48,8 @@ pub struct Config {
     pub root: Root,
     /// The audit's directory.
     pub audit: PathBuf,
+    /// How the audit works.
+    pub audit_options: AuditOptions,
     /// Scheduled backups; `None` when none are made.
     pub backup: Option<Backup>,
     /// The rotation period of new clusters.
@@ -150,12 +157,6 @@ struct RawRoot {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawAudit {
-    directory: PathBuf,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct RawBackup {
     directory: PathBuf,
     #[serde(default, with = "humantime_serde")]
@@ -212,6 +213,7 @@ impl TryFrom<RawConfig> for Config {
             },
             store: absolute("store.path", raw.store.path)?,
             root: root(raw.root)?,
+            audit_options: raw.audit.options()?,
             audit: absolute("audit.directory", raw.audit.directory)?,
             backup: raw.backup.map(backup).transpose()?,
             rotation: rotation

@@ -56,8 +56,7 @@ impl DataPlaneService {
         nodes: Arc<Nodes>,
         bulletin: Arc<Bulletin>,
         (rolled_back, sightings): (Arc<RolledBack>, Arc<Sightings>),
-        turns: Turns,
-        monotonic: fn() -> Instant,
+        (turns, monotonic): (Turns, fn() -> Instant),
     ) -> Self {
         let shared =
             Shared { answers, keyrings, ledger, nodes, bulletin, rolled_back, sightings, turns, monotonic };

@@ -132,7 +132,7 @@ impl Shared {
             unix_ms,
             live_key_sha256: live_key_sha256.to_vec(),
             signature: authorities.sign_time(nonce, unix_ms, &live_key_sha256)?,
-            issuers: authorities.issuers(),
+            issuers: authorities.issuers(now),
         })
     }
 
@@ -159,7 +159,7 @@ impl Shared {
     fn response(&self, certified: Certified) -> CertificateResponse {
         CertificateResponse {
             chain: certified.chain,
-            roots: self.issuer.authorities().trusted_roots().to_vec(),
+            roots: self.bulletin.roots(),
             agents: self.bulletin.agents(),
         }
     }

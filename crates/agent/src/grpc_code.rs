@@ -1,6 +1,7 @@
 //! The agent's only map from its errors to gRPC codes, and the reason that
 //! tells a caller that the answer is an agent's own.
 
+use fleet_kms_audit::NotRecorded;
 use fleet_kms_keyring::WrapRefused;
 use fleet_kms_keyring::wrapped_dek::WrapError as DekError;
 use tonic::metadata::MetadataValue;
@@ -27,6 +28,9 @@ pub enum DataError {
     /// The keys cannot be used.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The call cannot be recorded, and the configuration says to refuse it then.
+    #[error(transparent)]
+    Audit(#[from] NotRecorded),
 }
 
 impl DataError {
@@ -50,6 +54,7 @@ impl DataError {
                 },
             ),
             Self::Wrap(WrapError::Keys(keys)) | Self::Keys(keys) => keys_code(*keys),
+            Self::Audit(NotRecorded) => (Code::Unavailable, "audit_full"),
         }
     }
 }

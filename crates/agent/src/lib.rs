@@ -14,6 +14,7 @@ pub mod root;
 pub mod serve;
 pub mod agent;
 pub mod turned_away;
+pub mod in_flight;
 pub mod data_plane;
 pub mod answer;
 pub mod request_id;
@@ -46,6 +47,7 @@ pub mod restored;
 pub mod rolled_back;
 
 pub mod bulletin;
+pub mod fleet_ca;
 pub mod clusters;
 pub mod identities;
 pub mod sightings;

@@ -227,14 +227,7 @@ impl LiveKeyrings {
     /// Makes a committed snapshot visible to the next call. Called only after
     /// the transaction is durable.
     pub fn publish(&self, cluster: ClusterId, snapshot: Snapshot) {
-        let key_ids: Vec<_> = snapshot.keyring.versions().iter().map(|version| version.key_id).collect();
-        self.seat(cluster, Arc::new(snapshot));
-        // Afterwards: before, a caller's own new key id would be taken for another's.
-        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
-        owners.extend(key_ids.into_iter().map(|key_id| (key_id, cluster)));
-    }
-
-    fn seat(&self, cluster: ClusterId, snapshot: Arc<Snapshot>) {
+        let snapshot = Arc::new(snapshot);
         if self.clusters.load().get(&cluster).is_none() {
             let new = Arc::new(LiveCluster::new(Arc::clone(&snapshot), WrapCounts::default()));
             self.clusters.rcu(|clusters| {
@@ -245,8 +238,11 @@ impl LiveKeyrings {
         }
         // Also after an insert: another snapshot of the same cluster may have got in first.
         if let Some(live) = self.clusters.load().get(&cluster) {
-            live.replace(snapshot);
+            live.replace(Arc::clone(&snapshot));
         }
+        // Last of all: before, a caller's own new key id would be taken for another's.
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.extend(snapshot.keyring.versions().iter().map(|version| (version.key_id, cluster)));
     }
 
     /// Opens a CA's private key.

@@ -53,7 +53,8 @@ impl Collector for State {
         page.family("build_info", "1, with the release as its label", "version", &[(version(), 1)])?;
         self.keys(&mut page, now)?;
         self.identities(&mut page, now)?;
-        self.store_and_audit(&mut page, now)
+        self.store(&mut page, now)?;
+        self.audit(&mut page)
     }
 }
 
@@ -89,14 +90,16 @@ impl State {
             "When the agent's own certificate ends, Unix time",
             unix(own),
         )?;
-        let authorities = self.agent.issuer.authorities().ends().map(|(name, end)| (name, unix(end)));
-        let help = "When a certificate of the fleet CA ends, Unix time";
-        page.family_of("ca_certificate_expiry_timestamp", help, Some(&Unit::Seconds), "ca", &authorities)?;
+        let (root, issuing) = self.agent.ca.live().load().ends();
+        let help = "When the issuing CA ends, Unix time; it is replaced when half of its year is left";
+        page.seconds("issuing_ca_expiry_timestamp", help, unix(issuing))?;
+        let help = "When the active root CA ends, Unix time; it is replaced when half of its ten years is left";
+        page.seconds("root_ca_expiry_timestamp", help, unix(root))?;
         let count = as_gauge(self.served.count());
         page.gauge("connections", "Connections to the data, enrolment and admin ports", count)
     }
 
-    fn store_and_audit(&self, page: &mut Page<'_>, now: SystemTime) -> fmt::Result {
+    fn store(&self, page: &mut Page<'_>, now: SystemTime) -> fmt::Result {
         let agent = &self.agent;
         let tally = agent.changes.tally();
         page.gauge(
@@ -113,9 +116,24 @@ impl State {
         page.gauge("store_unconfirmed", help, agent.changes.unconfirmed().is_some().into())?;
         let help = "1 while the last change that reached the store failed there";
         page.gauge("store_failing", help, tally.store_failing().into())?;
-        let chains = [("changes", tally.audit_failing().into()), ("data", tally.data_audit_failing().into())];
-        page.family("audit_failing", "1 while the last audit record could not be written", "chain", &chains)?;
         page.counters("changes", "Changes, by how they ended", "outcome", tally.ends())
+    }
+
+    fn audit(&self, page: &mut Page<'_>) -> fmt::Result {
+        let agent = &self.agent;
+        let audit = agent.data_log.state();
+        let help = "1 while the audit's changes cannot be written, so that every change is refused";
+        page.gauge("audit_changes_failing", help, agent.changes.audit_is_failing().into())?;
+        let help = "1 while the audit's data calls cannot be written";
+        page.gauge("audit_data_failing", help, audit.failing.into())?;
+        let help = "Chains of the audit that ended before their stored head at the start";
+        page.gauge("audit_cut_chains", help, as_gauge(agent.audit_cut))?;
+        let help = "Changes refused because they could not be recorded";
+        page.counter("audit_refused_changes", help, agent.changes.refused())?;
+        let help = "Data calls refused because they could not be recorded";
+        page.counter("audit_refused_calls", help, audit.refused)?;
+        let help = "Data calls answered without a record of their own";
+        page.counter("audit_unrecorded_calls", help, audit.unrecorded)
     }
 }
 
@@ -216,19 +234,13 @@ impl Page<'_> {
         gauge.encode(self.0.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Gauge)?)
     }
 
-    fn family(&mut self, name: &str, help: &str, label: &'static str, values: &[(&str, i64)]) -> fmt::Result {
-        self.family_of(name, help, None, label, values)
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let counter = ConstCounter::new(value);
+        counter.encode(self.0.encode_descriptor(name, help, None, MetricType::Counter)?)
     }
 
-    fn family_of(
-        &mut self,
-        name: &str,
-        help: &str,
-        unit: Option<&Unit>,
-        label: &'static str,
-        values: &[(&str, i64)],
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+    fn family(&mut self, name: &str, help: &str, label: &'static str, values: &[(&str, i64)]) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (value, count) in values {
             ConstGauge::new(*count).encode(family.encode_family(&[(label, *value)])?)?;
         }

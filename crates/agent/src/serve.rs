@@ -19,7 +19,7 @@ use fleet_kms_proto::agent::data_plane_server::DataPlaneServer;
 use fleet_kms_proto::agent::enrolment_server::EnrolmentServer;
 use fleet_kms_transport::deadline::DeadlineLayer;
 use fleet_kms_transport::{
-    ClientAuth, Clock, Connections, Drain, ServeLimits, ServerTls, TlsPort, agent_tls,
+    ClientAuth, Clock, Connections, Drain, Roots, ServeLimits, ServerTls, TlsPort, agent_tls,
 };
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -33,19 +33,22 @@ use crate::config::{Config, Listen};
 use crate::enrolment::EnrolmentService;
 use crate::errors::chain;
 use crate::grpc_code::with_reason;
+use crate::in_flight::InFlightLayer;
 use crate::ledger::Generator;
 use crate::metrics::PREFIX;
-use crate::rotation::{Pace, Schedule};
+use crate::rotation::Schedule;
 use crate::slots::reseal;
+use crate::trail::upkeep;
 use crate::turned_away::TurnedAway;
 use crate::{admin, aside, backup, local, ops, wraps};
 
 /// The largest request of the data port: 512 wrapped DEKs of 32 bytes are 49 KiB.
 const MAX_DATA_REQUEST: usize = 64 << 10;
-/// Calls at a time of one connection to the data port. With the size of a
-/// request they bound what a connection may cost: 16 MiB.
+/// Calls at a time of one connection to the data port; `in_flight.rs` says how
+/// many of them are worked on.
 const DATA_STREAMS: u32 = 256;
-/// Bytes of a connection to the data port that no handler has read yet.
+/// Bytes of a connection to the data port that no handler has read yet: what an
+/// identity may cost is this for each of its connections, and 8 requests.
 const DATA_UNREAD: u32 = 256 << 10;
 /// The largest request of the enrolment port: a CSR.
 const MAX_ENROLMENT_REQUEST: usize = 16 << 10;
@@ -58,12 +61,13 @@ const ENROLMENT_AGE: Duration = Duration::from_secs(60);
 const ENROLMENT_PER_SOURCE: usize = 1_000;
 /// Connections of one admin: automation makes one for each command.
 const ADMIN_PER_IDENTITY: usize = 64;
-/// The agent looks at the issuing CA and its own certificate so often.
-const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
+/// The agent looks at the fleet CA in the store so often,
+const CA_EVERY: Duration = Duration::from_secs(60);
+/// and at the dates of its own certificate and of the roots: no longer is it out
+/// of service when its machine was suspended beyond them.
+const DATES_EVERY: Duration = Duration::from_secs(5);
 /// How long a stop waits for background work.
 const WORK_GRACE: Duration = Duration::from_millis(500);
-/// Data calls are summed up into audit lines so often.
-const AUDIT_FLUSH_EVERY: Duration = Duration::from_secs(10);
 
 /// Why the agent stopped before it served, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -192,7 +196,7 @@ async fn serve(
     let connections = Connections::observed_by(turned_away.observer());
     spawn_ports(&tasks, &agent, listeners, &connections, &drain, registry)?;
     let work = TaskTracker::new();
-    spawn_work(&work, &agent, config.pace, &stop);
+    spawn_work(&work, &agent, config, &stop);
     match local::bind(&local::path_of(&config.store)) {
         Ok(local) => drop(tasks.spawn(local::serve(local, Arc::clone(&agent), drain.clone()))),
         // A full disk keeps commands on this host away, and nobody else.
@@ -214,7 +218,7 @@ async fn serve(
     if tokio::time::timeout(WORK_GRACE, work.wait()).await.is_err() {
         tracing::info!("stopping in the middle of background work; it goes on at the next start");
     }
-    flush_audit(Arc::clone(&agent)).await;
+    upkeep::finish(&agent).await;
     if let Err(error) = wraps::flush(&agent.keyrings, &agent.changes).await {
         tracing::warn!(error = chain(&error), "the last counted wraps are lost");
     }
@@ -230,18 +234,19 @@ fn spawn_ports(
     drain: &Drain,
     registry: Registry,
 ) -> Result<(), ServeError> {
-    let tls = |auth| -> ServerTls {
-        let clock = Arc::clone(agent.clock());
-        agent_tls(Arc::clone(agent.own.live()), Arc::clone(&agent.roots), clock, auth)
+    let tls = |roots: &Arc<Roots>, auth| -> ServerTls {
+        agent_tls(Arc::clone(agent.own.live()), Arc::clone(roots), Arc::clone(agent.clock()), auth)
     };
+    let roots = agent.ca.roots();
     let port = |listener, tls| TlsPort::from_std(listener, tls).map_err(ServeError::Start);
     let on = |port| connections.of_port(port);
     let own_answers = MapResponseLayer::new(with_reason);
     let body = |request: http::Request<hyper::body::Incoming>| request.map(tonic::body::Body::new);
 
     let data = DataPlaneServer::new(agent.data_plane()).max_decoding_message_size(MAX_DATA_REQUEST);
-    let data = own_answers.layer(DeadlineLayer.layer(data.map_request(body)));
-    let listener = port(listeners.data, tls(ClientAuth::Required))?;
+    let data = InFlightLayer::default().layer(data.map_request(body));
+    let data = own_answers.layer(DeadlineLayer.layer(data));
+    let listener = port(listeners.data, tls(&roots.data, ClientAuth::Required))?;
     let limits =
         ServeLimits { max_streams: DATA_STREAMS, connection_window: DATA_UNREAD, ..ServeLimits::default() };
     tasks.spawn(fleet_kms_transport::serve(listener, data, limits, on("data"), drain.clone()));
@@ -256,7 +261,7 @@ fn spawn_ports(
     );
     let enrolment = EnrolmentServer::new(enrolment).max_decoding_message_size(MAX_ENROLMENT_REQUEST);
     let enrolment = own_answers.layer(DeadlineLayer.layer(enrolment.map_request(body)));
-    let listener = port(listeners.enrolment, tls(ClientAuth::OptionalMayBeExpired))?;
+    let listener = port(listeners.enrolment, tls(&roots.enrolment, ClientAuth::OptionalMayBeExpired))?;
     let limits = ServeLimits {
         max_connections_per_source: ENROLMENT_PER_SOURCE,
         max_streams: ENROLMENT_STREAMS,
@@ -267,7 +272,7 @@ fn spawn_ports(
 
     let router = admin::router(Arc::clone(agent), connections.clone());
     let limits = ServeLimits { max_connections_per_identity: ADMIN_PER_IDENTITY, ..ServeLimits::default() };
-    let (admin_tls, admin_connections) = (tls(ClientAuth::Required).with_http1(), on("admin"));
+    let (admin_tls, admin_connections) = (tls(&roots.admin, ClientAuth::Required).with_http1(), on("admin"));
     let (listener, admin_drain) = (listeners.admin, drain.clone());
     let served = aside::run("admin", move || {
         let listener = TlsPort::from_std(listener, admin_tls)?;
@@ -278,25 +283,29 @@ fn spawn_ports(
     ops::spawn(tasks, agent, connections, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
 }
 
-fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, pace: Pace, stop: &CancellationToken) {
+fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, config: &Config, stop: &CancellationToken) {
     let schedule = Schedule::new(
         Arc::clone(&agent.control_plane),
         Arc::clone(&agent.keyrings),
         Arc::clone(&agent.changes),
         (Arc::clone(agent.clock()), clocks::monotonic),
-        pace,
+        config.pace,
     );
     tasks.spawn(schedule.run(stop.clone()));
     tasks.spawn(wraps::run(Arc::clone(&agent.keyrings), Arc::clone(&agent.changes), stop.clone()));
     tasks.spawn(reseal::run(Arc::clone(&agent.slots), stop.clone()));
     tasks.spawn(backup::run(Arc::clone(&agent.backups), stop.clone()));
-    let renewing = Arc::clone(agent);
-    tasks.spawn(every(CERTIFICATES_EVERY, stop.clone(), move || {
-        let agent = Arc::clone(&renewing);
-        async move { agent.renew_certificates().await }
+    let ca = Arc::clone(&agent.ca);
+    tasks.spawn(every(CA_EVERY, stop.clone(), move || {
+        let ca = Arc::clone(&ca);
+        async move { ca.renew().await }
     }));
-    let flushing = Arc::clone(agent);
-    tasks.spawn(every(AUDIT_FLUSH_EVERY, stop.clone(), move || flush_audit(Arc::clone(&flushing))));
+    let ca = Arc::clone(&agent.ca);
+    tasks.spawn(every(DATES_EVERY, stop.clone(), move || {
+        ca.follow_dates();
+        std::future::ready(())
+    }));
+    tasks.spawn(upkeep::run(Arc::clone(agent), config.audit_options, stop.clone()));
 }
 
 /// Does something again and again until `stop`.
@@ -310,19 +319,5 @@ async fn every<F: Future<Output = ()> + Send>(
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => act().await,
         }
-    }
-}
-
-/// Waits for the disk off the runtime's threads; one flush at a time.
-async fn flush_audit(agent: Arc<Agent>) {
-    let flush = move || {
-        let flushed = agent.data_log.flush((agent.clock())());
-        agent.changes.tally().data_audit(flushed.is_ok());
-        if let Err(error) = flushed {
-            tracing::error!(error = chain(&error), "the data summary cannot be written to the audit");
-        }
-    };
-    if tokio::task::spawn_blocking(flush).await.is_err() {
-        tracing::error!("the data summary was not written: its task ended");
     }
 }

@@ -5,6 +5,10 @@ use fleet_kms_audit as audit;
 use fleet_kms_keyring::ClusterId;
 use serde_json::{Map, Value};
 
+pub mod heads;
+pub mod retention;
+pub mod upkeep;
+
 /// What every line says.
 #[derive(Debug, Clone)]
 struct About {
@@ -77,6 +81,11 @@ macro_rules! builders {
 builders!(Intent, Event);
 
 impl Intent {
+    /// Returns what is to be done.
+    pub(crate) fn action(&self) -> &'static str {
+        self.0.action
+    }
+
     /// Returns the line for the log.
     pub(crate) fn line(&self, change: audit::ChangeId) -> audit::Intent<'_> {
         let About { action, who, target, reason, details, .. } = &self.0;

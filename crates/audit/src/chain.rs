@@ -38,8 +38,21 @@ impl Chain {
         Sha256::digest(format!("fleet-kms/audit/1/{}", self.name())).into()
     }
 
+    /// Both chains.
+    pub const ALL: [Self; 2] = [Self::Changes, Self::Data];
+
+    /// Finds a chain by its word.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|chain| chain.name() == name)
+    }
+
     pub(crate) fn file_name(self, number: u64) -> String {
         format!("{}-{number:06}.jsonl", self.name())
+    }
+
+    pub(crate) fn checkpoint_name(self) -> String {
+        format!("{}.checkpoint", self.name())
     }
 
     /// Returns the number of a file of this chain; `None` for any other file.
@@ -102,22 +115,22 @@ impl Entry {
 }
 
 #[derive(Serialize)]
-struct NewLine<'a> {
+struct NewLine<'a, B> {
     seq: u64,
-    time: String,
+    time: &'a str,
     prev: String,
     #[serde(flatten)]
-    body: &'a Map<String, Value>,
+    body: &'a B,
 }
 
 /// Makes the line that follows `head`, newline included, and the head after it.
 pub(crate) fn next_line(
     head: Head,
-    now: SystemTime,
-    body: &Map<String, Value>,
+    time: &str,
+    body: &impl Serialize,
 ) -> serde_json::Result<(Vec<u8>, Head)> {
     let seq = head.seq.saturating_add(1);
-    let line = NewLine { seq, time: rfc3339(now), prev: HEXLOWER.encode(&head.hash), body };
+    let line = NewLine { seq, time, prev: HEXLOWER.encode(&head.hash), body };
     let mut bytes = serde_json::to_vec(&line)?;
     let hash = hash_of(&bytes);
     bytes.push(b'\n');
@@ -150,7 +163,7 @@ mod tests {
     fn a_line_is_what_it_was_in_the_first_release() {
         let body = crate::record::object([("kind", "event".into()), ("action", "x".into())]);
         let now = UNIX_EPOCH + Duration::from_millis(1_764_000_000_042);
-        let (line, head) = next_line(Head::start(Chain::Changes), now, &body).unwrap();
+        let (line, head) = next_line(Head::start(Chain::Changes), &rfc3339(now), &body).unwrap();
         let expected =
             r#"{"seq":1,"time":"2025-11-24T16:00:00.042Z","prev":"PREV","action":"x","kind":"event"}"#;
         let genesis = "80d6a7d636962641b999423c133c8df87379e42e1697216f9d4ad6dfe633d49d";

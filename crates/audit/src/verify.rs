@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 
 use crate::chain::{Chain, Head};
+use crate::checkpoint::{Checkpoint, SignedCheckpoint};
 use crate::walk::{Break, Why, walk};
 
 /// What the verifier found in one chain.
@@ -20,6 +21,8 @@ pub struct ChainReport {
     pub lines: u64,
     /// Its end.
     pub head: Head,
+    /// What says how it goes on from before its first file, if anything was removed.
+    pub checkpoint: Option<Checkpoint>,
     /// The first place where it does not hold.
     pub broken: Option<Break>,
 }
@@ -41,29 +44,52 @@ impl Report {
     }
 }
 
+/// What a directory is compared with.
+#[derive(Clone, Copy, Default)]
+pub struct Against<'a> {
+    /// The end of the changes at some time, kept elsewhere.
+    pub changes: Option<Head>,
+    /// The end of the data calls at some time, kept elsewhere.
+    pub data: Option<Head>,
+    /// Judges who signed a checkpoint; the error says what is wrong. Without it a checkpoint is taken as it is.
+    pub signer: Option<&'a dyn Fn(&SignedCheckpoint) -> Result<(), String>>,
+}
+
 /// Verifies both chains of a directory by themselves.
 ///
 /// # Errors
 /// When the directory or a file cannot be read.
 pub fn verify(directory: &Path) -> io::Result<Report> {
-    verify_against(directory, None, None)
+    verify_against(directory, Against::default())
 }
 
-/// Verifies both chains, and that each still holds the line that was its head at some time; it may have
-/// grown since.
+/// Verifies both chains, that each still holds the line that was its head at some time (it may have grown since), and
+/// that what is missing at its beginning was removed by whom it should.
 ///
 /// # Errors
 /// When the directory or a file cannot be read.
-pub fn verify_against(directory: &Path, changes: Option<Head>, data: Option<Head>) -> io::Result<Report> {
+pub fn verify_against(directory: &Path, against: Against<'_>) -> io::Result<Report> {
     Ok(Report {
-        changes: chain(directory, Chain::Changes, changes)?,
-        data: chain(directory, Chain::Data, data)?,
+        changes: chain(directory, Chain::Changes, against.changes, against)?,
+        data: chain(directory, Chain::Data, against.data, against)?,
     })
 }
 
-fn chain(directory: &Path, chain: Chain, kept: Option<Head>) -> io::Result<ChainReport> {
+fn chain(
+    directory: &Path,
+    chain: Chain,
+    kept: Option<Head>,
+    against: Against<'_>,
+) -> io::Result<ChainReport> {
+    let signed = match SignedCheckpoint::read(directory, chain) {
+        // The walk names it.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => None,
+        signed => signed?,
+    };
+    // What was removed can no longer be compared; the checkpoint's signer answers for it.
+    let removed = signed.as_ref().map_or(0, |signed| signed.checkpoint.seq);
     let mut not_the_head = None;
-    let mut passed = kept.is_none_or(|kept| kept.seq == 0);
+    let mut passed = kept.is_none_or(|kept| kept.seq <= removed);
     let found = walk(directory, chain, |_, head, place| {
         let Some(kept) = kept.filter(|kept| kept.seq == head.seq) else { return };
         passed |= kept == head;
@@ -72,13 +98,27 @@ fn chain(directory: &Path, chain: Chain, kept: Option<Head>) -> io::Result<Chain
             not_the_head.get_or_insert(Break { file, line, why: Why::NotTheHead });
         }
     })?;
+    let unproven = || {
+        let why = against.signer?(signed.as_ref()?).err()?;
+        Some(Break { file: chain.checkpoint_name(), line: 0, why: Why::Signature(why) })
+    };
+    let not_the_removed_head = || {
+        let signed = signed.as_ref()?;
+        let differs = kept.is_some_and(|kept| kept.seq == removed && Some(kept) != signed.checkpoint.head());
+        differs.then(|| Break { file: chain.checkpoint_name(), line: 0, why: Why::NotTheHead })
+    };
     let before_head = || {
         let seq = kept.filter(|_| !passed)?.seq;
         let file = chain.file_name(found.last_file.max(1));
         Some(Break { file, line: 0, why: Why::BeforeHead { seq } })
     };
-    let broken = found.broken.clone().or(not_the_head).or_else(before_head);
-    Ok(ChainReport { chain, files: found.files, lines: found.lines, head: found.head, broken })
+    let broken = unproven()
+        .or(found.broken.clone())
+        .or(not_the_head)
+        .or_else(not_the_removed_head)
+        .or_else(before_head);
+    let checkpoint = signed.as_ref().map(|signed| signed.checkpoint.clone());
+    Ok(ChainReport { chain, files: found.files, lines: found.lines, head: found.head, checkpoint, broken })
 }
 
 #[cfg(test)]

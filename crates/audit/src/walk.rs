@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 use std::{fmt, fs, io, mem};
 
 use crate::chain::{Chain, Entry, Head, MAX_LINE, hash_of};
+use crate::checkpoint::SignedCheckpoint;
+
+/// A power cut may lose some of the records that no sync had made durable and leave later ones: all within this of
+/// the last one. It is far more than they are ever apart.
+const UNSYNCED_WITHIN_MS: i64 = 5_000;
 
 /// The first place where a chain does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,21 @@ pub enum Why {
     /// It was written after other bytes than the line before has now.
     #[error("the line does not follow the one before: one of the two was changed")]
     Link,
+    /// The file is no checkpoint of this chain.
+    #[error("the file is no checkpoint of this chain")]
+    NotACheckpoint,
+    /// The line with the checkpoint's number is another one.
+    #[error("the line is not the one that the checkpoint names")]
+    NotTheCheckpoint,
+    /// The chain ends before what its checkpoint says was removed.
+    #[error("the chain ends here, before its checkpoint {seq}")]
+    BeforeCheckpoint {
+        /// The checkpoint's number.
+        seq: u64,
+    },
+    /// Nobody who may has signed the checkpoint.
+    #[error("the checkpoint proves nothing: {0}")]
+    Signature(String),
     /// The chain ends before the head that was kept elsewhere.
     #[error("the chain ends here, before its kept head {seq}")]
     BeforeHead {
@@ -77,7 +97,7 @@ pub struct Torn {
 /// What a walk found.
 pub(crate) struct Walk {
     pub(crate) files: u64,
-    /// The number of the last file, 0 if there is none.
+    /// The number of the last file, or of the last one that was removed.
     pub(crate) last_file: u64,
     /// Its length up to the end of its last record.
     pub(crate) last_length: u64,
@@ -88,6 +108,8 @@ pub(crate) struct Walk {
     pub(crate) torn: Option<Torn>,
     /// The walk began within the chain and has seen no record yet: the first one is taken as it is.
     adrift: bool,
+    /// A line that must come by.
+    checkpoint: Option<Head>,
 }
 
 /// Walks all files of a chain in order and shows each record with its hash and its place.
@@ -96,20 +118,43 @@ pub(crate) fn walk(
     chain: Chain,
     mut visit: impl FnMut(&Entry, Head, &Place<'_>),
 ) -> io::Result<Walk> {
-    Walk::start(chain, 0).files(&files(directory, chain)?, chain, &mut visit)
+    let files = files(directory, chain)?;
+    let first = files.first().map(|(number, _)| *number);
+    let mut walk = Walk::from_beginning(directory, chain, first)?.files(&files, chain, &mut visit)?;
+    walk.judge_beginning(chain, first);
+    Ok(walk)
 }
 
 /// Walks only the files at the end that hold the last record: enough to continue a long chain at a start.
 pub(crate) fn walk_end(directory: &Path, chain: Chain) -> io::Result<Walk> {
+    let has_record = |bytes: &[u8]| lines_of(bytes).any(|line| Entry::parse(line).is_some());
+    walk_tail(directory, chain, has_record, |_, _| ())
+}
+
+/// Returns the finished lines of a file.
+pub(crate) fn lines_of(bytes: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    bytes.split_inclusive(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\n"))
+}
+
+/// Walks the files from the last one on whose content `begins` takes as a beginning.
+pub(crate) fn walk_tail(
+    directory: &Path,
+    chain: Chain,
+    begins: impl Fn(&[u8]) -> bool,
+    mut visit: impl FnMut(&Entry, Head),
+) -> io::Result<Walk> {
     let files = files(directory, chain)?;
-    for (index, (number, _)) in files.iter().enumerate().skip(1).rev() {
-        let end = files.get(index..).unwrap_or_default();
-        let found = Walk::start(chain, number.saturating_sub(1)).files(end, chain, &mut |_, _, _| ())?;
-        if found.lines > 0 {
-            return Ok(found);
+    for (index, (number, path)) in files.iter().enumerate().skip(1).rev() {
+        if !begins(&fs::read(path)?) {
+            continue;
         }
+        let end = files.get(index..).unwrap_or_default();
+        let start = Walk::start(chain, number.saturating_sub(1));
+        return start.files(end, chain, &mut |entry, head, _| visit(entry, head));
     }
-    Walk::start(chain, 0).files(&files, chain, &mut |_, _, _| ())
+    let first = files.first().map(|(number, _)| *number);
+    let start = Walk::from_beginning(directory, chain, first)?;
+    start.files(&files, chain, &mut |entry, head, _| visit(entry, head))
 }
 
 /// Where a record stands.
@@ -121,12 +166,54 @@ pub(crate) struct Place<'a> {
 impl Walk {
     /// Starts behind a file; 0 is the beginning of the chain.
     fn start(chain: Chain, last_file: u64) -> Self {
-        let head = Head::start(chain);
-        let adrift = last_file > 0;
-        Self { files: 0, last_file, last_length: 0, lines: 0, head, broken: None, torn: None, adrift }
+        Self {
+            files: 0,
+            last_file,
+            last_length: 0,
+            lines: 0,
+            head: Head::start(chain),
+            broken: None,
+            torn: None,
+            adrift: last_file > 0,
+            checkpoint: None,
+        }
     }
 
-    fn files(
+    /// Starts at the beginning of what is there: the chain's own, or the end of what its checkpoint says was removed.
+    /// A removal that a crash cut short leaves files from before the checkpoint: they must lead up to it.
+    pub(crate) fn from_beginning(directory: &Path, chain: Chain, first: Option<u64>) -> io::Result<Self> {
+        let checkpoint = match SignedCheckpoint::read(directory, chain) {
+            Ok(checkpoint) => checkpoint.map(|signed| signed.checkpoint),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let mut walk = Self::start(chain, first.unwrap_or(1).saturating_sub(1));
+                walk.break_at(chain.checkpoint_name(), 0, Why::NotACheckpoint);
+                return Ok(walk);
+            }
+            Err(error) => return Err(error),
+        };
+        let Some((file, end)) = checkpoint.and_then(|checkpoint| Some((checkpoint.file, checkpoint.head()?)))
+        else {
+            return Ok(Self::start(chain, 0));
+        };
+        let mut walk = match first {
+            Some(first) if first < file => Self::start(chain, first.saturating_sub(1)),
+            _ => Self { adrift: false, head: end, ..Self::start(chain, file.saturating_sub(1)) },
+        };
+        walk.checkpoint = (walk.head != end).then_some(end);
+        Ok(walk)
+    }
+
+    /// Names what is wrong with where the chain begins.
+    fn judge_beginning(&mut self, chain: Chain, first: Option<u64>) {
+        if let Some(Head { seq, .. }) = self.checkpoint {
+            let file = chain.file_name(self.last_file.max(1));
+            self.break_at(file, 0, Why::BeforeCheckpoint { seq });
+        } else if first.is_none() && self.last_file > 0 {
+            self.break_at(chain.file_name(self.last_file + 1), 0, Why::FileMissing);
+        }
+    }
+
+    pub(crate) fn files(
         mut self,
         files: &[(u64, PathBuf)],
         chain: Chain,
@@ -141,7 +228,7 @@ impl Walk {
             self.torn = None;
             self.files += 1;
             self.last_file = *number;
-            self.file(&fs::read(path)?, &chain.file_name(*number), visit);
+            self.file(&fs::read(path)?, (chain, &chain.file_name(*number)), visit);
         }
         Ok(self)
     }
@@ -154,11 +241,17 @@ impl Walk {
         self.broken.clone().filter(|place| !torn(place))
     }
 
-    fn file(&mut self, bytes: &[u8], file: &str, visit: &mut impl FnMut(&Entry, Head, &Place<'_>)) {
+    fn file(
+        &mut self,
+        bytes: &[u8],
+        (chain, file): (Chain, &str),
+        visit: &mut impl FnMut(&Entry, Head, &Place<'_>),
+    ) {
         let mut end = 0_u64;
         let (mut good_end, mut good_lines) = (0, 0);
         // What the next line must link to: the line before as it is now, record or not.
         let mut link = self.head.hash;
+        let mut hole: Option<Hole> = None;
         for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
             let number = index as u64 + 1;
             end += line.len() as u64;
@@ -168,6 +261,14 @@ impl Walk {
                 let why = if content.is_none() { Why::Unfinished } else { Why::NotARecord };
                 self.break_at(file.to_owned(), number, why);
                 link = hash_of(content.unwrap_or(line));
+                let at = end - line.len() as u64;
+                hole.get_or_insert_with(|| Hole {
+                    at,
+                    line: number,
+                    head: self.head,
+                    lines: self.lines,
+                    after: Vec::new(),
+                });
                 continue;
             };
             let expected = self.head.seq.saturating_add(1);
@@ -181,9 +282,22 @@ impl Walk {
             }
             link = hash_of(content);
             self.head = Head { seq: entry.seq, hash: link };
+            if let Some(end) = self.checkpoint.take_if(|end| end.seq <= entry.seq)
+                && end != self.head
+            {
+                self.break_at(file.to_owned(), number, Why::NotTheCheckpoint);
+            }
             self.lines += 1;
             (good_end, good_lines) = (end, number);
+            if let Some(hole) = &mut hole {
+                hole.after.push(entry.text("time").and_then(milliseconds_of_day));
+            }
             visit(&entry, self.head, &Place { file, line: number });
+        }
+        // The changes are synced one by one: nothing can be missing among them.
+        if let Some(hole) = hole.filter(|hole| chain == Chain::Data && hole.is_of_a_power_cut()) {
+            (self.head, self.lines) = (hole.head, hole.lines);
+            (good_end, good_lines) = (hole.at, hole.line - 1);
         }
         self.last_length = good_end;
         self.torn = (good_end < end).then(|| Torn {
@@ -199,8 +313,34 @@ impl Walk {
     }
 }
 
+/// A line that is no record, with records after it.
+struct Hole {
+    at: u64,
+    line: u64,
+    head: Head,
+    lines: u64,
+    /// When the records after it were written, in milliseconds of their day.
+    after: Vec<Option<i64>>,
+}
+
+impl Hole {
+    fn is_of_a_power_cut(&self) -> bool {
+        let Some(Some(last)) = self.after.last() else { return false };
+        let is_near = |time: &Option<i64>| {
+            time.is_some_and(|time| (last - time).rem_euclid(86_400_000) <= UNSYNCED_WITHIN_MS)
+        };
+        self.after.iter().all(is_near)
+    }
+}
+
+/// Reads the time of day off an RFC 3339 time with milliseconds in UTC.
+fn milliseconds_of_day(time: &str) -> Option<i64> {
+    let number = |from: usize, to: usize| time.get(from..to)?.parse::<i64>().ok();
+    Some(((number(11, 13)? * 60 + number(14, 16)?) * 60 + number(17, 19)?) * 1000 + number(20, 23)?)
+}
+
 /// Lists a chain's files by number.
-fn files(directory: &Path, chain: Chain) -> io::Result<Vec<(u64, PathBuf)>> {
+pub(crate) fn files(directory: &Path, chain: Chain) -> io::Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;

@@ -1,4 +1,4 @@
-//! Appends to one chain, durably, and undoes what it could not finish.
+//! Appends to one chain, durably or to be synced a little later, and undoes what it could not finish.
 //!
 //! It must never leave half a line behind a record that it then links to, and never number two lines alike.
 
@@ -6,15 +6,16 @@ use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde_json::{Map, Value};
+use serde::Serialize;
 
-use crate::chain::{Chain, Entry, Head, MAX_LINE, next_line};
-use crate::walk::{Break, Torn, Walk, walk, walk_end};
+use crate::chain::{Chain, Entry, Head, MAX_LINE, next_line, rfc3339};
+use crate::walk::{Break, Torn, Walk, walk_end, walk_tail};
 
-/// From this size on the next record begins a new file.
-const MAX_FILE: u64 = 16 * 1024 * 1024;
+/// From this size on the next record begins a new file, unless the configuration says otherwise.
+pub const MAX_FILE: u64 = 16 * 1024 * 1024;
 
 /// Why a chain could not be opened or continued; nothing was recorded.
 #[derive(Debug, thiserror::Error)]
@@ -38,43 +39,80 @@ pub enum LogError {
 pub struct Opened {
     /// The trace of a crash, cut off; it was never acknowledged, unless someone made it look so.
     pub torn: Option<Torn>,
-    /// The first place where the chain does not hold; what is there was left alone.
+    /// The first place in the files that were read where the chain does not hold; what is there was left alone.
     pub broken: Option<Break>,
 }
 
 pub(crate) struct Writer {
     directory: PathBuf,
     chain: Chain,
-    file: File,
+    file: Arc<File>,
     number: u64,
     /// The length of the file up to the end of its last acknowledged record.
     length: u64,
     head: Head,
     /// The file may have more than `length` bytes: an undo failed.
     overhang: bool,
+    /// The end of the file that no sync has made durable, as it was written.
+    unsynced: Vec<u8>,
+    /// The last record that is durable.
+    durable: Head,
+    /// A sync failed: the kernel may have dropped what is in `unsynced`, so it is to be written again.
+    rewrite: bool,
+    /// Counts syncs, so that the end of an older one is told apart.
+    syncs: u64,
     max_file: u64,
     _lock: File,
 }
 
+/// A sync that is under way without holding the writer.
+pub(crate) struct Sync {
+    file: Arc<File>,
+    bytes: usize,
+    head: Head,
+    syncs: u64,
+}
+
+impl Sync {
+    /// Waits for the disk.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
 impl Writer {
-    /// Opens a chain to continue it, and shows all it holds.
+    /// Opens a chain to continue it and shows what its last files hold, from the last one on that `begins` with all
+    /// that is carried over from the files before.
     pub(crate) fn open(
         directory: &Path,
         chain: Chain,
-        mut visit: impl FnMut(&Entry, Head),
+        max_file: u64,
+        begins: impl Fn(&[u8]) -> bool,
+        visit: impl FnMut(&Entry, Head),
     ) -> Result<(Self, Opened), LogError> {
         let lock = lock(directory, chain)?;
-        Self::resume(directory, chain, lock, walk(directory, chain, |entry, head, _| visit(entry, head))?)
+        let found = walk_tail(directory, chain, begins, visit)?;
+        Self::resume(directory, chain, max_file, lock, found)
     }
 
     /// Opens a chain to continue it, and reads no more than it must for that.
-    pub(crate) fn open_end(directory: &Path, chain: Chain) -> Result<(Self, Opened), LogError> {
+    pub(crate) fn open_end(
+        directory: &Path,
+        chain: Chain,
+        max_file: u64,
+    ) -> Result<(Self, Opened), LogError> {
         let lock = lock(directory, chain)?;
-        Self::resume(directory, chain, lock, walk_end(directory, chain)?)
+        Self::resume(directory, chain, max_file, lock, walk_end(directory, chain)?)
     }
 
-    fn resume(directory: &Path, chain: Chain, lock: File, found: Walk) -> Result<(Self, Opened), LogError> {
-        let number = found.last_file.max(1);
+    fn resume(
+        directory: &Path,
+        chain: Chain,
+        max_file: u64,
+        lock: File,
+        found: Walk,
+    ) -> Result<(Self, Opened), LogError> {
+        let number = found.last_file.saturating_add(u64::from(found.files == 0));
         let file = open_file(directory, chain, number)?;
         if let Some(torn) = &found.torn {
             // Best effort: the disk may be full, which is how ends get torn.
@@ -86,12 +124,16 @@ impl Writer {
         let writer = Self {
             directory: directory.to_owned(),
             chain,
-            file,
+            file: Arc::new(file),
             number,
             length: found.last_length,
             head: found.head,
             overhang: false,
-            max_file: MAX_FILE,
+            unsynced: Vec::new(),
+            durable: found.head,
+            rewrite: false,
+            syncs: 0,
+            max_file,
             _lock: lock,
         };
         let broken = found.broken_before_the_end();
@@ -102,36 +144,118 @@ impl Writer {
         self.head
     }
 
+    /// The last record that is durable.
+    pub(crate) fn durable(&self) -> Head {
+        self.durable
+    }
+
+    /// The number of the file that is written.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether the next record is the first one of a file other than the first.
+    pub(crate) fn begins_file(&self) -> bool {
+        self.length >= self.max_file || (self.length == 0 && self.number > 1)
+    }
+
+    /// Whether something waits for a sync.
+    pub(crate) fn is_unsynced(&self) -> bool {
+        !self.unsynced.is_empty()
+    }
+
     /// Appends records, all or none, and syncs them.
-    pub(crate) fn append(
-        &mut self,
-        bodies: &[Map<String, Value>],
-        now: SystemTime,
-    ) -> Result<Head, LogError> {
-        let mut head = self.head;
-        let mut lines = Vec::new();
-        for body in bodies {
-            let (line, next) = next_line(head, now, body).map_err(LogError::Json)?;
-            if line.len() > MAX_LINE {
-                return Err(LogError::TooLong(line.len()));
-            }
-            lines.extend(line);
-            head = next;
+    pub(crate) fn append(&mut self, bodies: &[impl Serialize], now: SystemTime) -> Result<Head, LogError> {
+        let before = (self.head, self.unsynced.len());
+        let head = self.write(bodies, now)?;
+        if let Err(error) = self.sync() {
+            let (head, kept) = before;
+            let added = self.unsynced.len().saturating_sub(kept);
+            self.unsynced.truncate(kept);
+            self.length = self.length.saturating_sub(added as u64);
+            (self.head, self.overhang) = (head, true);
+            // If this fails too, the next record tries again before it is written.
+            let _ = self.undo_overhang();
+            return Err(error.into());
         }
+        Ok(head)
+    }
+
+    /// Appends records, all or none, and hands them to the kernel: a kill of this process leaves them, a power cut
+    /// may not.
+    pub(crate) fn write(&mut self, bodies: &[impl Serialize], now: SystemTime) -> Result<Head, LogError> {
+        let (lines, head) = self.lines(bodies, now)?;
+        self.write_again()?;
         self.undo_overhang()?;
         if self.length >= self.max_file {
+            self.sync()?;
             self.next_file()?;
         }
         self.overhang = true;
-        if let Err(error) = self.file.write_all(&lines).and_then(|()| self.file.sync_data()) {
-            // If this fails too, the next append tries again before it writes.
+        if let Err(error) = (&*self.file).write_all(&lines) {
             let _ = self.undo_overhang();
             return Err(error.into());
         }
         self.overhang = false;
         self.length = self.length.saturating_add(lines.len() as u64);
         self.head = head;
+        self.unsynced.extend(lines);
         Ok(head)
+    }
+
+    /// Syncs all that was written.
+    pub(crate) fn sync(&mut self) -> io::Result<()> {
+        self.write_again()?;
+        let sync = self.begin_sync();
+        let result = sync.wait();
+        self.end_sync(&sync, result.is_ok());
+        result
+    }
+
+    /// Begins a sync; the writer may be used until [`Self::end_sync`].
+    pub(crate) fn begin_sync(&self) -> Sync {
+        let (bytes, head) = (self.unsynced.len(), self.head);
+        Sync { file: Arc::clone(&self.file), bytes, head, syncs: self.syncs }
+    }
+
+    /// Takes note of what came of a sync.
+    pub(crate) fn end_sync(&mut self, sync: &Sync, succeeded: bool) {
+        if sync.syncs != self.syncs {
+            // Another one was faster and has covered this one.
+            return;
+        }
+        self.syncs = self.syncs.wrapping_add(1);
+        if succeeded {
+            self.unsynced.drain(..sync.bytes);
+            self.durable = sync.head;
+        } else {
+            self.rewrite = !self.unsynced.is_empty();
+        }
+    }
+
+    fn lines(&self, bodies: &[impl Serialize], now: SystemTime) -> Result<(Vec<u8>, Head), LogError> {
+        let (mut head, mut lines) = (self.head, Vec::new());
+        let time = rfc3339(now);
+        for body in bodies {
+            let (line, next) = next_line(head, &time, body).map_err(LogError::Json)?;
+            if line.len() > MAX_LINE {
+                return Err(LogError::TooLong(line.len()));
+            }
+            lines.extend(line);
+            head = next;
+        }
+        Ok((lines, head))
+    }
+
+    /// After a failed sync the kernel forgets what it could not write, so it is handed over once more.
+    fn write_again(&mut self) -> io::Result<()> {
+        if self.rewrite {
+            self.file.set_len(self.length.saturating_sub(self.unsynced.len() as u64))?;
+            (&*self.file).write_all(&self.unsynced)?;
+            self.syncs = self.syncs.wrapping_add(1);
+            (self.rewrite, self.overhang) = (false, false);
+        }
+        Ok(())
     }
 
     fn undo_overhang(&mut self) -> io::Result<()> {
@@ -144,7 +268,7 @@ impl Writer {
 
     fn next_file(&mut self) -> io::Result<()> {
         let number = self.number.saturating_add(1);
-        self.file = open_file(&self.directory, self.chain, number)?;
+        self.file = Arc::new(open_file(&self.directory, self.chain, number)?);
         self.number = number;
         self.length = 0;
         Ok(())
@@ -195,6 +319,8 @@ mod tests {
     use std::fs;
     use std::time::UNIX_EPOCH;
 
+    use serde_json::{Map, Value};
+
     use super::*;
     use crate::verify;
 
@@ -205,11 +331,11 @@ mod tests {
     #[test]
     fn what_a_failed_write_left_is_gone_before_the_next_record() {
         let directory = tempfile::tempdir().unwrap();
-        let (mut writer, _) = Writer::open(directory.path(), Chain::Data, |_, _| ()).unwrap();
+        let (mut writer, _) = Writer::open_end(directory.path(), Chain::Data, MAX_FILE).unwrap();
         let first = writer.append(&[body(1)], UNIX_EPOCH).unwrap();
         // A handle that cannot write stands for a disk that refuses, the undo included.
         let path = directory.path().join("data-000001.jsonl");
-        let good = std::mem::replace(&mut writer.file, File::open(&path).unwrap());
+        let good = std::mem::replace(&mut writer.file, Arc::new(File::open(&path).unwrap()));
         assert!(matches!(writer.append(&[body(2)], UNIX_EPOCH), Err(LogError::Io(_))));
         assert!(writer.overhang && writer.head() == first);
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"seq\":2,").unwrap();
@@ -223,7 +349,7 @@ mod tests {
     #[test]
     fn a_long_chain_is_continued_from_its_end() {
         let directory = tempfile::tempdir().unwrap();
-        let (mut writer, _) = Writer::open_end(directory.path(), Chain::Data).unwrap();
+        let (mut writer, _) = Writer::open_end(directory.path(), Chain::Data, MAX_FILE).unwrap();
         writer.begin_files_at(300);
         for n in 0..20 {
             writer.append(&[body(n)], UNIX_EPOCH).unwrap();
@@ -233,12 +359,77 @@ mod tests {
         // Empty and half-written files at the end are what crashes leave.
         for end in ["", "{\"seq\""] {
             fs::write(directory.path().join(Chain::Data.file_name(number + 1)), end).unwrap();
-            let (writer, opened) = Writer::open_end(directory.path(), Chain::Data).unwrap();
+            let (writer, opened) = Writer::open_end(directory.path(), Chain::Data, MAX_FILE).unwrap();
             assert_eq!((writer.head(), writer.number), (head, number + 1));
             assert_eq!((opened.torn.is_some(), opened.broken), (!end.is_empty(), None));
         }
-        let (mut writer, _) = Writer::open_end(directory.path(), Chain::Data).unwrap();
+        let (mut writer, _) = Writer::open_end(directory.path(), Chain::Data, MAX_FILE).unwrap();
         assert_eq!(writer.append(&[body(20)], UNIX_EPOCH).unwrap().seq, 21);
         assert!(verify(directory.path()).unwrap().is_sound());
+    }
+
+    #[test]
+    fn what_a_failed_sync_may_have_lost_is_written_again_with_the_next_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writer, _) = Writer::open_end(directory.path(), Chain::Data, MAX_FILE).unwrap();
+        let durable = writer.append(&[body(1)], UNIX_EPOCH).unwrap();
+        let path = directory.path().join("data-000001.jsonl");
+        let synced = fs::metadata(&path).unwrap().len();
+        writer.write(&[body(2)], UNIX_EPOCH).unwrap();
+        let sync = writer.begin_sync();
+        writer.write(&[body(3)], UNIX_EPOCH).unwrap();
+        writer.end_sync(&sync, false);
+        assert_eq!((writer.durable(), writer.head().seq), (durable, 3));
+        // The kernel dropped the pages: zeros where the lines were.
+        let mut lost = fs::read(&path).unwrap();
+        lost[usize::try_from(synced).unwrap()..].fill(0);
+        fs::write(&path, lost).unwrap();
+        writer.write(&[body(4)], UNIX_EPOCH).unwrap();
+        writer.sync().unwrap();
+        assert_eq!((writer.durable(), writer.is_unsynced()), (writer.head(), false));
+        let report = verify(directory.path()).unwrap();
+        assert!(report.is_sound() && report.data.lines == 4, "{report:?}");
+    }
+
+    #[test]
+    fn a_sync_covers_what_was_written_before_it_began_and_no_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut writer, _) = Writer::open_end(directory.path(), Chain::Data, MAX_FILE).unwrap();
+        let first = writer.write(&[body(1)], UNIX_EPOCH).unwrap();
+        let (slow, quick) = (writer.begin_sync(), writer.begin_sync());
+        writer.write(&[body(2)], UNIX_EPOCH).unwrap();
+        writer.end_sync(&quick, true);
+        assert_eq!((writer.durable(), writer.is_unsynced()), (first, true));
+        writer.end_sync(&slow, true);
+        assert_eq!((writer.durable(), writer.is_unsynced()), (first, true), "an older end counts no more");
+    }
+
+    #[test]
+    fn what_a_power_cut_left_behind_a_hole_is_set_aside_and_an_edit_long_ago_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("data-000001.jsonl");
+        let (mut writer, _) = Writer::open_end(directory.path(), Chain::Data, MAX_FILE).unwrap();
+        let at = |seconds| UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        for (n, seconds) in [(1, 0), (2, 100), (3, 86_399), (4, 86_400), (5, 86_401)] {
+            writer.append(&[body(n)], at(seconds)).unwrap();
+        }
+        drop(writer);
+        let whole = fs::read_to_string(&path).unwrap();
+        let lines: Vec<_> = whole.split_inclusive('\n').collect();
+        let without = |line: usize| {
+            let mut lines: Vec<_> = lines.iter().map(|line| line.as_bytes().to_vec()).collect();
+            lines[line].fill(0);
+            lines.concat()
+        };
+        fs::write(&path, without(2)).unwrap();
+        let (writer, opened) = Writer::open_end(directory.path(), Chain::Data, MAX_FILE).unwrap();
+        assert_eq!((writer.head().seq, opened.broken), (2, None));
+        assert_eq!(opened.torn.unwrap().keep as usize, lines[0].len() + lines[1].len());
+        assert!(verify(directory.path()).unwrap().is_sound());
+        drop(writer);
+        fs::write(&path, without(0)).unwrap();
+        let (writer, opened) = Writer::open_end(directory.path(), Chain::Data, MAX_FILE).unwrap();
+        assert_eq!((writer.head().seq, opened.torn), (5, None));
+        assert_eq!(opened.broken.unwrap().line, 1);
     }
 }

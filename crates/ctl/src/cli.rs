@@ -63,6 +63,12 @@ pub enum Noun {
     /// Nodes that wrap and unwrap for a cluster, and the tokens they enrol with.
     #[command(subcommand)]
     Node(NodeVerb),
+    /// Who did what: search the audit, follow it, verify its files.
+    #[command(subcommand)]
+    Audit(AuditVerb),
+    /// The fleet CA: who vouches for nodes, agents and admins.
+    #[command(subcommand)]
+    Ca(CaVerb),
     /// The fleet at a glance.
     Status(StatusArgs),
     /// Which agent to talk to, and as whom.
@@ -255,6 +261,114 @@ pub struct NodeArgs {
     /// How to change it.
     #[command(flatten)]
     pub change: DangerArgs,
+}
+
+/// Verbs of `audit`.
+#[derive(Debug, Subcommand)]
+pub enum AuditVerb {
+    /// Verify the files in a directory and name the first place where they do not hold.
+    ///
+    /// Without heads it promises only to find accidents: whoever can write the files can write them anew. Exit code 1
+    /// when they do not hold.
+    Verify(VerifyArgs),
+    /// Search the answering agent's audit, the newest records first.
+    Search(SearchArgs),
+    /// Show the last records, and with -f those that come.
+    Tail(TailArgs),
+    /// List the ends of all agents' chains; keep the output as JSON for `audit verify --heads-file`.
+    Heads,
+}
+
+/// Arguments of `audit verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Directory with the audit's files.
+    pub directory: PathBuf,
+    /// Compare with the heads that the store has, asked from the agent of the context.
+    #[arg(long, conflicts_with = "heads_file")]
+    pub heads: bool,
+    /// Compare with heads that were kept: the output of `kmsctl audit heads -o json`.
+    #[arg(long, value_name = "FILE")]
+    pub heads_file: Option<PathBuf>,
+    /// Agent whose files these are [default: the only one among the heads].
+    #[arg(long, value_name = "NAME")]
+    pub agent: Option<String>,
+    /// PEM file with the fleet's roots, to judge checkpoints by [default: the context's].
+    #[arg(long, value_name = "FILE")]
+    pub roots: Option<PathBuf>,
+}
+
+/// Chain of the audit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ChainName {
+    /// What was changed.
+    #[default]
+    Changes,
+    /// Data calls and refused callers.
+    Data,
+}
+
+/// What `audit search` looks for.
+#[derive(Clone, Debug, Args)]
+pub struct SearchArgs {
+    /// Chain to search.
+    #[arg(long, value_enum, default_value_t)]
+    pub chain: ChainName,
+    /// Not before this time: RFC 3339, or how long ago, such as 2h.
+    #[arg(long, value_name = "TIME")]
+    pub from: Option<String>,
+    /// Before this time.
+    #[arg(long, value_name = "TIME")]
+    pub to: Option<String>,
+    /// A part of the identity that asked.
+    #[arg(long)]
+    pub who: Option<String>,
+    /// Name or cluster id.
+    #[arg(long)]
+    pub cluster: Option<String>,
+    /// What was done or called, such as node_ban.
+    #[arg(long)]
+    pub action: Option<String>,
+    /// How it ended, such as done.
+    #[arg(long)]
+    pub outcome: Option<String>,
+    /// The most records.
+    #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: u32,
+}
+
+/// Arguments of `audit tail`.
+#[derive(Debug, Args)]
+pub struct TailArgs {
+    /// Chain to show.
+    #[arg(long, value_enum, default_value_t)]
+    pub chain: ChainName,
+    /// How many records to begin with.
+    #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub lines: u32,
+    /// Go on, until interrupted.
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// Verbs of `ca`.
+#[derive(Debug, Subcommand)]
+pub enum CaVerb {
+    /// Show the CA's generations: state, end, fingerprint, until when trusted.
+    Show,
+    /// Replace the issuing CA now, in good order: nobody has to do anything.
+    Rotate {
+        /// Replace the root too.
+        #[arg(long)]
+        root: bool,
+        /// The CA's key may be known to others: replace root and issuing CA, trust
+        /// nothing of the old ones, and list the nodes that need a join token.
+        #[arg(long, conflicts_with = "root")]
+        compromised: bool,
+        /// How to change it.
+        #[command(flatten)]
+        change: DangerArgs,
+    },
 }
 
 /// Arguments of `status`.

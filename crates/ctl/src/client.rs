@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use fleet_kms_admin_api::change::IDEMPOTENCY_KEY;
 use fleet_kms_admin_api::operations::percent_encode;
-use fleet_kms_admin_api::{Change, Operation, Page, PageQuery, Problem, Status};
+use fleet_kms_admin_api::{AuditQuery, AuditRecord, Change, Operation, Page, PageQuery, Problem, Status};
 
 use crate::progress::Progress;
 
@@ -142,6 +142,28 @@ impl Client {
             }
             query.after = page.next;
         }
+    }
+
+    /// Asks for one page of the audit's records.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn search_audit(&mut self, query: &AuditQuery) -> Result<Page<AuditRecord>, ClientError> {
+        let limit = query.limit.map(|limit| limit.to_string());
+        let (from, to) = (query.from.map(|time| time.to_string()), query.to.map(|time| time.to_string()));
+        let pairs = [
+            ("limit", limit.as_deref()),
+            ("after", query.after.as_deref()),
+            ("chain", query.chain.as_deref()),
+            ("from", from.as_deref()),
+            ("to", to.as_deref()),
+            ("who", query.who.as_deref()),
+            ("cluster", query.cluster.as_deref()),
+            ("action", query.action.as_deref()),
+            ("outcome", query.outcome.as_deref()),
+        ];
+        let request = request(Operation::SearchAudit, &[], &pairs).body(Bytes::new());
+        self.send(request).await
     }
 
     /// Changes something.

@@ -1,6 +1,8 @@
 //! Runs one command: opens the link when the command first needs it, and
 //! turns the outcome into text and exit code.
 
+mod audit;
+mod ca;
 mod changes;
 mod cluster;
 mod context;
@@ -20,7 +22,7 @@ use crate::cli::{Cli, Format, Global, Noun};
 use crate::client::Client;
 use crate::client::link::Link;
 use crate::console::Console;
-use crate::contexts::Contexts;
+use crate::contexts::{Context, Contexts};
 use crate::failure::{Exit, Failure};
 use crate::output;
 use crate::progress::Progress;
@@ -45,6 +47,8 @@ async fn dispatch(cli: Cli, console: &mut Console) -> Result<(), Failure> {
         Noun::Cluster(verb) => cluster::run(&mut session, verb).await,
         Noun::Key(verb) => key::run(&mut session, verb).await,
         Noun::Node(verb) => node::run(&mut session, verb).await,
+        Noun::Audit(verb) => audit::run(&mut session, verb).await,
+        Noun::Ca(verb) => ca::run(&mut session, verb).await,
         Noun::Status(args) => status::run(&mut session, &args).await,
         Noun::Context(verb) => context::run(&mut session, verb),
         Noun::Completions { shell } => generate::completions(&mut session, shell),
@@ -67,8 +71,7 @@ impl Session<'_> {
     /// The client, over a link that is opened at the first call.
     async fn client(&mut self) -> Result<&mut Client, Failure> {
         if self.client.is_none() {
-            let contexts = self.contexts()?;
-            let context = contexts.resolve(self.global.context.as_deref())?;
+            let context = self.context()?;
             let timeout = self.global.timeout.as_duration();
             let connecting = Progress::begin("connecting to the agent");
             let link = Link::open(&context, timeout, clock::now()).await?;
@@ -76,6 +79,11 @@ impl Session<'_> {
             self.client = Some(Client::new(link, timeout));
         }
         Ok(self.client.as_mut().expect("it was just set"))
+    }
+
+    /// The context that the command talks by.
+    fn context(&self) -> Result<Context, Failure> {
+        Ok(self.contexts()?.resolve(self.global.context.as_deref())?)
     }
 
     fn contexts(&self) -> Result<Contexts, Failure> {

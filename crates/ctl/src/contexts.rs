@@ -195,16 +195,32 @@ impl Contexts {
     /// Replaces the file as a whole, so that no crash leaves half of it.
     fn write(&self) -> io::Result<()> {
         let text = toml::to_string(&self.file).map_err(io::Error::other)?;
-        let mut temporary = self.path.clone().into_os_string();
-        temporary.push(format!(".{}.new", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        let written = file
-            .write_all(text.as_bytes())
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&temporary, &self.path));
-        written.inspect_err(|_| _ = fs::remove_file(&temporary))
+        write_whole(&self.path, &text)
     }
+}
+
+/// Replaces a file that a context names.
+///
+/// # Errors
+/// When it cannot be written; then the old one stays.
+pub(crate) fn replace_file(path: &Path, text: &str) -> Result<(), ContextError> {
+    write_whole(path, text).map_err(|source| ContextError::Io {
+        verb: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let mut temporary = path.to_owned().into_os_string();
+    temporary.push(format!(".{}.new", std::process::id()));
+    let temporary = PathBuf::from(temporary);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, path));
+    written.inspect_err(|_| _ = fs::remove_file(&temporary))
 }
 
 /// `$XDG_CONFIG_HOME` or `~/.config`, then `fleet-kms/kmsctl.toml`.

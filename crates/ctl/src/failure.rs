@@ -49,6 +49,28 @@ pub enum Failure {
     /// The person said no.
     #[error("the name does not match; nothing was changed")]
     Declined,
+    /// A file of an audit, of heads or of roots cannot be read.
+    #[error("cannot read {}", path.display())]
+    Unreadable {
+        /// The file or directory.
+        path: std::path::PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What was given does not say what is meant.
+    #[error("{what}")]
+    Unclear {
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The audit's files do not hold.
+    #[error("the audit does not hold: {place}")]
+    AuditBroken {
+        /// Where, and what is wrong there.
+        place: String,
+    },
     /// The output cannot be written, or the terminal not read.
     #[error("cannot write the output")]
     Output(#[from] io::Error),
@@ -82,7 +104,8 @@ impl Failure {
                 Exit::Unavailable => Exit::Unavailable,
                 _ => Exit::Failed,
             },
-            Self::Declined => Exit::Usage,
+            Self::Declined | Self::Unreadable { .. } | Self::Unclear { .. } => Exit::Usage,
+            Self::AuditBroken { .. } => Exit::Failed,
             Self::Client(ClientError::Endless) | Self::Output(_) | Self::Form { .. } => Exit::Failed,
         }
     }
@@ -95,6 +118,10 @@ impl Failure {
             Self::Client(ClientError::Problem(problem)) => problem.remedy.clone(),
             Self::Client(ClientError::Strange { .. }) => {
                 "check that the context's server is the agent's admin port (7445)".into()
+            }
+            Self::Unclear { remedy, .. } => remedy.clone(),
+            Self::AuditBroken { .. } => {
+                "keep the files as they are and compare them with a shipped copy; see docs/audit.md".into()
             }
             Self::Unconfirmed { .. } => "look at --dry-run, then give --yes".into(),
             _ => String::new(),

@@ -9,9 +9,11 @@ mod certificate;
 mod key_pair;
 mod csr;
 mod renewal;
+mod authority;
 mod join_token;
 mod directory;
 
+pub use authority::{StatementError, verify_statement};
 pub use certificate::{
     Certificate, CertificateError, Serial, Standing, fingerprint, split_pem_chain, validity,
 };

@@ -8,6 +8,10 @@ use tokio::runtime::{Builder, Runtime};
 /// Blocking work of a server: reads of a store, name resolution. tokio's own 512 would each cost a stack.
 const MULTI_THREAD_BLOCKING: usize = 32;
 
+/// Tasks that a worker runs before it looks for new events and for tasks of other workers. tokio's 61 are made for tasks
+/// of microseconds; with batches of keys among them, a call would wait tens of milliseconds until it is noticed.
+const LOOK_EVERY: u32 = 4;
+
 /// Builds a runtime that runs everything on the calling thread, with at most `blocking_threads` more for
 /// blocking work such as name resolution.
 ///
@@ -27,6 +31,8 @@ pub fn current_thread(blocking_threads: usize) -> io::Result<Runtime> {
 /// When the kernel refuses an epoll instance or a thread.
 pub fn multi_thread() -> io::Result<Runtime> {
     Builder::new_multi_thread()
+        .event_interval(LOOK_EVERY)
+        .global_queue_interval(LOOK_EVERY)
         .enable_all()
         .max_blocking_threads(MULTI_THREAD_BLOCKING)
         .thread_name("worker")

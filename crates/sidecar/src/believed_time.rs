@@ -17,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwapOption;
 use fleet_kms_process::clock;
 use fleet_kms_transport::Clock;
+use tokio::sync::Notify;
 
 pub(crate) use self::proof::chains;
 pub use self::proof::{TimeProofError, verify};
@@ -30,6 +31,7 @@ struct Shared {
     /// Milliseconds since 1970 that have passed for sure.
     passed: AtomicU64,
     proven: ArcSwapOption<Proven>,
+    told: Notify,
 }
 
 #[derive(Debug)]
@@ -48,6 +50,13 @@ impl BelievedTime {
     /// Believes an agent's proven answer, from `at` on.
     pub fn believe(&self, time: SystemTime, at: Instant) {
         self.0.proven.store(Some(Arc::new(Proven { time, at })));
+        self.0.told.notify_one();
+    }
+
+    /// Waits until an agent has told the time, since this was last asked: what was
+    /// decided by a wrong time must be decided again at once. For one waiter.
+    pub async fn told(&self) {
+        self.0.told.notified().await;
     }
 
     /// Whether an agent has told this process the time.

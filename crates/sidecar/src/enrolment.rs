@@ -197,6 +197,22 @@ async fn ask_time_at(
     time: &BelievedTime,
     random: Random,
 ) -> Result<SystemTime, EnrolmentError> {
+    match ask_time_once(address, tls, roots, time, random).await {
+        // Most likely the agent has renewed its certificate since the handshake; a relay fails again.
+        Err(EnrolmentError::Time { source: TimeProofError::OtherKey, .. }) => {
+            ask_time_once(address, tls, roots, time, random).await
+        }
+        asked => asked,
+    }
+}
+
+async fn ask_time_once(
+    address: &str,
+    tls: &ClientTls,
+    roots: &[CertificateDer<'_>],
+    time: &BelievedTime,
+    random: Random,
+) -> Result<SystemTime, EnrolmentError> {
     let mut port = Port::connect(address, &tls.clone().ignoring_dates()).await?;
     let nonce = random();
     let request = attempt_request(TimeRequest { nonce: nonce.to_vec() }, CALL_WITHIN);

@@ -217,9 +217,12 @@ async fn keep_time(
             }
             Err(error) => tracing::debug!(error = chain(&error), "no agent tells the time"),
         }
-        sleep(ASK_TIME_AGAIN_AFTER).await;
         if told {
+            sleep(ASK_TIME_AGAIN_AFTER).await;
             let _ = timeout(ASK_TIME_EVERY, doubt.notified()).await;
+        } else {
+            // Doubt means that an agent is back.
+            let _ = timeout(ASK_TIME_AGAIN_AFTER, doubt.notified()).await;
         }
     }
 }

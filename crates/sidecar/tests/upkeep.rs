@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use fleet_kms_identity::{AgentAddress, Directory};
 use fleet_kms_proto::v1beta1::EncryptRequest;
-use fleet_kms_sidecar::believed_time::BelievedTime;
+use fleet_kms_sidecar::believed_time::{BelievedTime, TimeProofError};
+use fleet_kms_sidecar::enrolment::{EnrolmentError, ask_time};
+use fleet_kms_sidecar::node_identity::NodeIdentity;
 use fleet_kms_sidecar::upkeep::{Moved, Upkeep};
 use rand_core::Rng;
 
@@ -179,6 +181,42 @@ async fn an_expired_certificate_still_renews_and_the_node_serves_again() {
     fleet.run();
     fleet.until("ready", |fleet| fleet.node.answers.readiness().is_ok()).await;
     assert_eq!(fleet.desk.renewals.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_time_told_after_the_agent_renewed_its_certificate_is_asked_for_again_at_once_and_once_only() {
+    let fleet = Fleet::new(WEEK, Duration::from_secs(600));
+    fleet.upkeep.enrol(&fleet.desk.token.to_text()).await.unwrap();
+    let Upkeep { directory, agents, time, .. } = &fleet.upkeep;
+    let identity = NodeIdentity::load(directory, agents, time).unwrap().unwrap();
+    let (tls, roots) = (identity.tls(), identity.roots());
+    fleet.desk.renew_first.store(1, Ordering::SeqCst);
+    ask_time(agents, &tls, &roots, time, random).await.unwrap();
+    assert!(time.is_proven());
+    // A relay names another key each time.
+    fleet.desk.renew_first.store(2, Ordering::SeqCst);
+    let refused = ask_time(agents, &tls, &roots, time, random).await.unwrap_err();
+    assert!(matches!(refused, EnrolmentError::Time { source: TimeProofError::OtherKey, .. }), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_renewal_does_not_sleep_on_when_the_time_turns_out_to_be_another() {
+    let fleet = Fleet::new(Duration::from_secs(1_200), Duration::from_secs(900));
+    fleet.upkeep.enrol(&fleet.desk.token.to_text()).await.unwrap();
+    fleet.run();
+    // By this machine's clock, nothing is due for minutes.
+    fleet.until("renewed", |fleet| fleet.desk.renewals.load(Ordering::SeqCst) > 0).await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_over_by_the_time_that_is_believed_is_not_renewed_in_a_loop() {
+    let fleet = Fleet::new(Duration::from_secs(1), Duration::from_secs(900));
+    fleet.upkeep.enrol(&fleet.desk.token.to_text()).await.unwrap();
+    fleet.run();
+    fleet.until("renewed", |fleet| fleet.desk.renewals.load(Ordering::SeqCst) > 0).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let renewals = fleet.desk.renewals.load(Ordering::SeqCst);
+    assert!(renewals <= 3, "{renewals} certificates in seconds");
 }
 
 #[tokio::test]

@@ -231,7 +231,7 @@ async fn enrol(agent: &Agent, token: &JoinToken) -> anyhow::Result<Credentials> 
     let secret = super::node::secret_of(token)?;
     let join = Join::parse(&secret, &key.csr_der()?, String::new(), Ipv4Addr::LOCALHOST.into())?;
     let certified = agent.issuer.enrol(&join).await?;
-    let roots = agent.issuer.authorities().trusted_roots().to_vec();
+    let roots = agent.bulletin.roots();
     Ok(Credentials { chain: certified.chain, roots, key: key.to_pem().to_string() })
 }
 

@@ -12,11 +12,13 @@ use fleet_kms_admin_api::{Code, Problem};
 use fleet_kms_keyring::TransitionError;
 
 use crate::authz::Denied;
+use crate::ca::RolloverError;
 use crate::changes::ChangeError;
 use crate::control_plane::{CreateError, KeyChangeError};
 use crate::enrolment::issue::{IssueFailure, NodeChangeError};
 use crate::enrolment::tokens::{TermsError, TokenChangeError, TokenError};
 use crate::errors::chain;
+use crate::fleet_ca::RollError;
 use crate::ledger::{LedgerError, WriteError};
 use crate::live_keyrings::KeysError;
 
@@ -250,6 +252,34 @@ impl From<NodeChangeError> for Refused {
                 Self::new(Code::StateConflict, error.to_string(), "`kmsctl node list` shows its state")
             }
             NodeChangeError::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+impl From<RollError> for Refused {
+    fn from(error: RollError) -> Self {
+        let text = chain(&error);
+        match error {
+            RollError::Change(error) => (*error).into(),
+            RollError::Load(_) | RollError::Use(_) => internal(&text),
+        }
+    }
+}
+
+impl From<RolloverError> for Refused {
+    fn from(error: RolloverError) -> Self {
+        let text = chain(&error);
+        match error {
+            RolloverError::NotDue => Self::new(Code::StateConflict, text, "`kmsctl ca show` shows the dates"),
+            RolloverError::Retiring => Self::new(
+                Code::StateConflict,
+                text,
+                "wait until the oldest one is no longer trusted; `kmsctl ca show` says when",
+            ),
+            RolloverError::Load(_)
+            | RolloverError::Sign(_)
+            | RolloverError::Seal(_)
+            | RolloverError::Generations => internal(&text),
         }
     }
 }

@@ -91,19 +91,20 @@ impl FromRequestParts<Admin> for Paging {
     async fn from_request_parts(parts: &mut Parts, _: &Admin) -> Result<Self, Refused> {
         let query = Query::<PageQuery>::try_from_uri(&parts.uri);
         let Query(PageQuery { limit, after }) = query.map_err(|error| unreadable(&error.body_text()))?;
-        let limit = limit.unwrap_or(DEFAULT_LIMIT);
-        if !(1..=MAX_LIMIT).contains(&limit) {
-            return Err(Refused::field(
-                "limit",
-                format!("a page of {limit} items"),
-                "ask for 1 to 1,000 items",
-            ));
-        }
-        if after.as_ref().is_some_and(|after| !(1..=MAX_CURSOR).contains(&after.len())) {
-            return Err(Refused::field("after", "this is no cursor", "use the `next` of the page before"));
-        }
-        Ok(Self { limit: limit as usize, after })
+        paging(limit, after)
     }
+}
+
+/// Reads limit and cursor.
+pub(super) fn paging(limit: Option<u32>, after: Option<String>) -> Result<Paging, Refused> {
+    let limit = limit.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        return Err(Refused::field("limit", format!("a page of {limit} items"), "ask for 1 to 1,000 items"));
+    }
+    if after.as_ref().is_some_and(|after| !(1..=MAX_CURSOR).contains(&after.len())) {
+        return Err(Refused::field("after", "this is no cursor", "use the `next` of the page before"));
+    }
+    Ok(Paging { limit: limit as usize, after })
 }
 
 /// The options of a change.
@@ -197,7 +198,7 @@ fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &Bytes) -> Result<T, R
     serde_json::from_slice(bytes).map_err(|error| unreadable(&error.to_string()))
 }
 
-fn unreadable(why: &str) -> Refused {
+pub(super) fn unreadable(why: &str) -> Refused {
     Refused::new(Code::InvalidRequest, why, "compare the request with /openapi.json")
 }
 

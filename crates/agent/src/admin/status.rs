@@ -17,11 +17,14 @@ use crate::admin::refusal::Refused;
 use crate::admin::request::Call;
 use crate::agent::Agent;
 use crate::authz::{FleetPermit, actions};
+use crate::ca::{ISSUING_LIFE, ROOT_LIFE};
 
 /// Rows of each list of the status.
 const ROWS: usize = 10;
 /// A node renews with more than 4 days left: one with less has tried in vain, or is off.
 const NODE_MARGIN: Duration = Duration::from_secs(3 * 86_400);
+/// A CA is renewed within a minute of half of its life, a prepared root is used after a week.
+const CA_MARGIN: Duration = Duration::from_secs(14 * 86_400);
 /// An admin has to ask for a new certificate in time.
 const ADMIN_MARGIN: Duration = Duration::from_secs(7 * 86_400);
 
@@ -37,7 +40,7 @@ pub(super) async fn show(call: Call) -> Result<Json<Status>, Refused> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         time: now.into(),
         store: StoreStatus { ok: unconfirmed.is_none(), detail: unconfirmed.map(|why| why.to_string()) },
-        warnings: warnings(agent, clusters, &expiring_certificates),
+        warnings: warnings(agent, now, clusters, &expiring_certificates),
         clusters,
         nodes,
         next_rotations,
@@ -106,7 +109,12 @@ fn identities(
     (counts, rows.map(|(not_after, id)| ExpiringCertificate { id, not_after: not_after.into() }).collect())
 }
 
-fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertificate]) -> Vec<Warning> {
+fn warnings(
+    agent: &Agent,
+    now: SystemTime,
+    clusters: ClusterCounts,
+    expiring: &[ExpiringCertificate],
+) -> Vec<Warning> {
     let warning = |code: &str, text: String, remedy: &str| Warning {
         code: code.to_owned(),
         text,
@@ -137,6 +145,7 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
             "find out who put an old copy in place; see docs/operations/backup-and-restore.md",
         ));
     }
+    warnings.extend(audit_warnings(agent));
     if clusters.overdue > 0 {
         let text = format!("the rotation of {} is late", clusters_in_words(clusters.overdue));
         warnings.push(warning("rotation_overdue", text, "look at the agent's log and its clock"));
@@ -151,10 +160,45 @@ fn warnings(agent: &Agent, clusters: ClusterCounts, expiring: &[ExpiringCertific
             format!("no verified backup holds all versions of {}", clusters_in_words(clusters.unbacked));
         warnings.push(warning("unbacked", text, "make a backup and verify it"));
     }
+    let (root_end, issuing_end) = agent.ca.live().load().ends();
+    if root_end < now + ROOT_LIFE / 2 - CA_MARGIN || issuing_end < now + ISSUING_LIFE / 2 - CA_MARGIN {
+        let text = "the fleet CA is past half of its life and was not renewed".to_owned();
+        warnings.push(warning(
+            "ca_not_renewed",
+            text,
+            "look at the agent's log; `kmsctl ca show` has the dates; see docs/operations/certificates.md",
+        ));
+    }
     if !expiring.is_empty() {
         let text = "certificates are about to end and were not renewed".to_owned();
         let remedy = "look why these nodes are off or cannot reach the enrolment port; issue admins' anew";
         warnings.push(warning("certificates_expiring", text, remedy));
+    }
+    warnings
+}
+
+fn audit_warnings(agent: &Agent) -> Vec<Warning> {
+    let warning = |code: &str, text: String| Warning {
+        code: code.to_owned(),
+        text,
+        remedy: "see docs/audit.md: look at the audit's disk, then at `kmsctl audit verify`".to_owned(),
+    };
+    let mut warnings = Vec::new();
+    if agent.changes.audit_is_failing() {
+        let text = "the audit cannot be written: every change is refused".to_owned();
+        warnings.push(warning("audit_full", text));
+    }
+    let data = agent.data_log.state();
+    if data.failing {
+        let text = format!(
+            "data calls cannot be recorded in the audit; since the start {} were answered without a record, {} refused",
+            data.unrecorded, data.refused
+        );
+        warnings.push(warning("audit_data_full", text));
+    }
+    if agent.audit_cut > 0 {
+        let text = "the audit's files end before what the store has seen of them".to_owned();
+        warnings.push(warning("audit_cut", text));
     }
     warnings
 }

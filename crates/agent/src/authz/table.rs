@@ -134,6 +134,16 @@ table! {
     NodeUnban = "node_unban" => [OPERATOR],
     /// Remove a node.
     NodeRemove = "node_remove" => [OPERATOR],
+    /// Search the agent's audit.
+    AuditSearch = "audit_search" => [OPERATOR, KEY_OFFICER, AUDITOR],
+    /// List the ends of the agents' audit chains.
+    AuditHeads = "audit_heads" => [OPERATOR, KEY_OFFICER, AUDITOR],
+    /// Show the fleet CA.
+    CaShow = "ca_show" => [OPERATOR, KEY_OFFICER, AUDITOR],
+    /// Replace the issuing CA or the root in good order.
+    CaRotate = "ca_rotate" => [OPERATOR, KEY_OFFICER],
+    /// Replace a compromised CA, which shuts every node out.
+    CaReplace = "ca_replace" => [KEY_OFFICER],
     /// Show the agent's status.
     StatusShow = "status_show" => [OPERATOR, KEY_OFFICER, AUDITOR, ENROLLER],
     /// Show the admin API's document.
@@ -155,7 +165,7 @@ table! {
 
 /// Operations on what belongs to no single cluster: only an admin whose scope is
 /// all clusters may.
-pub(super) const FLEET_WIDE: &[&str] = &["cluster_create"];
+pub(super) const FLEET_WIDE: &[&str] = &["cluster_create", "ca_show", "ca_rotate", "ca_replace"];
 
 /// Finds a row by its id.
 pub(super) fn row(id: &str) -> Option<&'static Row> {

@@ -25,6 +25,14 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// How long a root CA lives.
 pub const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * DAY.as_secs());
+/// How long nodes are told of a new root before it is used by itself: by then
+/// every node that is on has renewed, and knows it.
+pub(super) const PREPARED_FOR: Duration = super::LEAF_LIFE;
+/// Roots before the active one that a chain may lead to: leaf, issuing CA, two
+/// cross-signed roots and three roots are what a peer takes.
+pub(super) const MAX_RETIRING: usize = 2;
+/// CAs below a root: an issuing CA, and what later roots are cross-signed as.
+const BELOW_ROOT: u8 = 1 + MAX_RETIRING as u8;
 /// How long an issuing CA lives.
 pub const ISSUING_LIFE: Duration = Duration::from_secs(365 * DAY.as_secs());
 /// A new fleet's certificates begin this much before the agent's present, for
@@ -45,9 +53,9 @@ pub struct NewAuthorities {
 /// One CA generation before it is stored.
 pub(super) struct Generation {
     kind: &'static str,
-    record: AuthorityRecord,
+    pub(super) record: AuthorityRecord,
     /// PKCS #8.
-    key: Zeroizing<Vec<u8>>,
+    pub(super) key: Zeroizing<Vec<u8>>,
 }
 
 /// Makes root and issuing CA of a new fleet, both of generation 1.
@@ -61,7 +69,7 @@ pub fn create(
     rng: &mut dyn rand_core::CryptoRng,
 ) -> Result<NewAuthorities, SignError> {
     let not_before = now.checked_sub(CLOCK_SLACK).ok_or(SignError::Clock)?;
-    let root = new_root(trust_domain, not_before, now, rng)?;
+    let root = new_root(trust_domain, 1, not_before, now, rng)?.0;
     let issuing = new_issuing(trust_domain, 1, (&root.record, &root.key), now, rng)?;
     Ok(NewAuthorities { root, issuing })
 }
@@ -100,20 +108,44 @@ impl Generation {
     }
 }
 
-fn new_root(
+/// A root and how it was described, for [`cross_sign`].
+pub(super) fn new_root(
     trust_domain: &TrustDomain,
+    generation: u32,
     not_before: SystemTime,
     now: SystemTime,
     rng: &mut dyn rand_core::CryptoRng,
-) -> Result<Generation, SignError> {
+) -> Result<(Generation, CertificateParams), SignError> {
     let not_after = now.checked_add(ROOT_LIFE).ok_or(SignError::Clock)?;
     let (key, document) = new_key()?;
     let mut params = params(trust_domain, "root", not_before, not_after, rng)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(BELOW_ROOT));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let certificate = params.self_signed(&*key).map_err(SignError::Sign)?;
-    let record = record(certificate.der().to_vec(), not_after, 0);
-    Ok(Generation { kind: ROOT, record, key: document })
+    let record = AuthorityRecord { generation, ..record(certificate.der().to_vec(), not_after, 0) };
+    Ok((Generation { kind: ROOT, record, key: document }, params))
+}
+
+/// Makes the root that succeeds `old`: also signed by the old one, so that who
+/// knows only that can follow. It begins when the old one did: a node whose
+/// clock is behind never sees a root that is not yet valid.
+pub(super) fn next_root(
+    trust_domain: &TrustDomain,
+    generation: u32,
+    (old, old_key): (&AuthorityRecord, &[u8]),
+    now: SystemTime,
+    rng: &mut dyn rand_core::CryptoRng,
+) -> Result<Generation, SignError> {
+    let (not_before, old_end) = validity(&old.certificate).map_err(|_| SignError::Root)?;
+    let (mut root, mut params) = new_root(trust_domain, generation, not_before, now, rng)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(BELOW_ROOT - 1));
+    params.serial_number = Some(serial(rng));
+    params.not_after = to_x509(old_end.min(now.checked_add(ROOT_LIFE).ok_or(SignError::Clock)?))?;
+    params.use_authority_key_identifier_extension = true;
+    let key = CaKey::from_pkcs8(&root.key)?.open()?;
+    root.record.cross_signed =
+        CaKey::from_pkcs8(old_key)?.sign_certificate(&old.certificate, &params, &*key)?;
+    Ok(root)
 }
 
 /// Makes an issuing CA under a root, given as its record and its key (PKCS #8).
@@ -138,9 +170,16 @@ pub(super) fn new_issuing(
     Ok(Generation { kind: ISSUING, record, key: document })
 }
 
-/// Says whether an issuing CA that ends at `not_after` is to be renewed.
-pub(super) fn due(not_after: SystemTime, now: SystemTime) -> bool {
-    not_after.duration_since(now).unwrap_or_default() < ISSUING_LIFE / 2
+/// Says whether a CA that ends at `not_after` is to be renewed: less than half
+/// of its configured life is left.
+pub(super) fn due(not_after: SystemTime, life: Duration, now: SystemTime) -> bool {
+    not_after.duration_since(now).unwrap_or_default() < life / 2
+}
+
+/// When a prepared root becomes active by itself. It was made a life before its
+/// end.
+pub(super) fn activates(root_not_after: SystemTime) -> SystemTime {
+    root_not_after.checked_sub(ROOT_LIFE - PREPARED_FOR).unwrap_or(UNIX_EPOCH)
 }
 
 fn new_key() -> Result<(Zeroizing<KeyPair>, Zeroizing<Vec<u8>>), SignError> {
@@ -168,21 +207,25 @@ fn params(
     not_after: SystemTime,
     rng: &mut dyn rand_core::CryptoRng,
 ) -> Result<CertificateParams, SignError> {
-    let mut serial = [0; 16];
-    rng.fill_bytes(&mut serial);
+    let serial = serial(rng);
     // The random part is in the name too: two CAs of one name and different
     // keys confuse whoever looks certificates up by name.
-    let [a, b, c, d, ..] = serial;
-    let mark = u32::from_be_bytes([a, b, c, d]);
+    let mark: String = serial.as_ref().iter().skip(1).take(4).map(|byte| format!("{byte:02x}")).collect();
     let mut params = CertificateParams::default();
     params.distinguished_name = distinguished_name(trust_domain);
-    params.distinguished_name.push(DnType::CommonName, format!("fleet-kms {kind} CA {mark:08x}"));
-    // An ASN.1 INTEGER with the top bit set is negative; RFC 5280 wants none.
-    serial[0] = serial[0] & 0x7f | 0x40;
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.distinguished_name.push(DnType::CommonName, format!("fleet-kms {kind} CA {mark}"));
+    params.serial_number = Some(serial);
     params.not_before = to_x509(not_before)?;
     params.not_after = to_x509(not_after)?;
     Ok(params)
+}
+
+fn serial(rng: &mut dyn rand_core::CryptoRng) -> SerialNumber {
+    let mut serial = [0; 16];
+    rng.fill_bytes(&mut serial);
+    // An ASN.1 INTEGER with the top bit set is negative; RFC 5280 wants none.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    SerialNumber::from_slice(&serial)
 }
 
 /// The part of the name that all certificates of a fleet share.

@@ -7,10 +7,11 @@ use zeroize::Zeroizing;
 
 use super::generation::{ISSUING, ROOT};
 use super::key::CaKey;
-use super::{Authorities, Authority, SignError};
+use super::{Authorities, Kind, Revisions, SignError, Stored};
 use crate::ledger::{Ledger, LedgerError};
 use crate::records::payload::{AuthorityRecord, AuthorityState};
 use crate::records::{Record, rows};
+use crate::times;
 
 /// Why the fleet CA cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -81,14 +82,33 @@ impl Authorities {
         if key.spki()? != public_key(&active_issuing.certificate).ok_or(LoadError::Certificate(ISSUING))? {
             return Err(LoadError::ForeignKey);
         }
+        let (root, issuing_ca) = (stored(ROOT, active_root)?, stored(ISSUING, active_issuing)?);
+        let revisions = roots.iter().chain(&issuing).map(|record| (record.row.clone(), record.revision));
+        let mut revisions: Revisions = revisions.collect();
+        revisions.sort();
+        let roots = roots.iter().map(|record| stored(ROOT, &record.payload));
+        let all = roots.chain(issuing.iter().map(|record| stored(ISSUING, &record.payload)));
         Ok(Self {
             trust_domain,
-            root: authority(ROOT, active_root)?,
-            trusted_roots: trusted(active_root, &roots),
-            issuing: authority(ISSUING, active_issuing)?,
+            root,
+            issuing: issuing_ca,
+            stored: all.collect::<Result<_, _>>()?,
+            revisions,
             key,
         })
     }
+}
+
+/// Returns the rows of all generations as the store has them now: others than
+/// [`Authorities::revisions`] mean that the CAs have to be read again.
+///
+/// # Errors
+///
+/// When the store cannot be read.
+pub async fn revisions(ledger: &Ledger) -> Result<Revisions, ReadError> {
+    let mut rows = ledger.scan_revisions(rows::AUTHORITIES).await?;
+    rows.sort();
+    Ok(rows)
 }
 
 /// Opens one generation's private key (PKCS #8).
@@ -126,20 +146,18 @@ fn is_active(record: &AuthorityRecord) -> bool {
     record.state == i32::from(AuthorityState::Active)
 }
 
-/// Every stored root is trusted, a prepared one so that nodes know it before it
-/// is used; a rollover that drops a root deletes its row.
-fn trusted(active: &AuthorityRecord, roots: &[Record<AuthorityRecord>]) -> Vec<Vec<u8>> {
-    let others = roots.iter().map(|record| &record.payload).filter(|record| !is_active(record));
-    std::iter::once(active).chain(others).map(|record| record.certificate.clone()).collect()
-}
-
-fn authority(kind: &'static str, record: &AuthorityRecord) -> Result<Authority, LoadError> {
+fn stored(kind: &'static str, record: &AuthorityRecord) -> Result<Stored, LoadError> {
     let (not_before, not_after) = validity(&record.certificate).map_err(|_| LoadError::Certificate(kind))?;
-    Ok(Authority {
+    Ok(Stored {
+        kind: if kind == ROOT { Kind::Root } else { Kind::Issuing },
+        generation: record.generation,
         certificate: record.certificate.clone(),
         cross_signed: (!record.cross_signed.is_empty()).then(|| record.cross_signed.clone()),
+        state: record.state(),
         not_before,
         not_after,
+        retired: times::optional(record.retired_ms),
+        signed_by: (kind == ISSUING).then_some(record.signed_by),
     })
 }
 

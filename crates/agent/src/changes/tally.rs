@@ -1,5 +1,5 @@
-//! How changes ended since the start, and whether store and audit take them
-//! now: for the metrics, which must not touch either.
+//! How changes ended since the start, and whether the store takes them
+//! now: for the metrics, which must not touch it. The audit says so itself.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -15,8 +15,6 @@ const ENDS: [&str; 7] =
 pub struct Tally {
     ends: [AtomicU64; ENDS.len()],
     store_failing: AtomicBool,
-    audit_failing: AtomicBool,
-    data_audit_failing: AtomicBool,
 }
 
 impl Tally {
@@ -34,23 +32,12 @@ impl Tally {
         if let Some(count) = self.ends.get(index) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        // Only what reached the store, or the audit, says something about it.
+        // Only what reached the store says something about it.
         match index {
-            0 => self.set(Some(false), Some(false)),
-            3 | 4 => self.set(Some(true), Some(false)),
-            6 => self.set(None, Some(true)),
+            0 => self.store_failing.store(false, Ordering::Relaxed),
+            3 | 4 => self.store_failing.store(true, Ordering::Relaxed),
             _ => {}
         }
-    }
-
-    /// Notes whether the data calls' audit could be written.
-    pub fn data_audit(&self, written: bool) {
-        self.data_audit_failing.store(!written, Ordering::Relaxed);
-    }
-
-    /// Notes that the audit of changes did not take an event or an outcome.
-    pub(super) fn audit_failed(&self) {
-        self.set(None, Some(true));
     }
 
     /// How many changes ended in each way.
@@ -61,25 +48,6 @@ impl Tally {
     /// Whether the last change that reached the store failed there.
     pub fn store_failing(&self) -> bool {
         self.store_failing.load(Ordering::Relaxed)
-    }
-
-    /// Whether the last record of a change could not be written.
-    pub fn audit_failing(&self) -> bool {
-        self.audit_failing.load(Ordering::Relaxed)
-    }
-
-    /// Whether the last sums of data calls could not be written.
-    pub fn data_audit_failing(&self) -> bool {
-        self.data_audit_failing.load(Ordering::Relaxed)
-    }
-
-    fn set(&self, store: Option<bool>, audit: Option<bool>) {
-        if let Some(failing) = store {
-            self.store_failing.store(failing, Ordering::Relaxed);
-        }
-        if let Some(failing) = audit {
-            self.audit_failing.store(failing, Ordering::Relaxed);
-        }
     }
 }
 
@@ -104,15 +72,15 @@ mod tests {
         let cause = CommitError::NotApplied(full().into());
         let store: Ended = Err(ChangeError::Write(WriteError::NotApplied(cause)));
         tally.note(&store);
-        assert!(tally.store_failing() && !tally.audit_failing());
+        assert!(tally.store_failing());
         let audit: Ended = Err(ChangeError::Audit(LogError::Io(full())));
         tally.note(&audit);
-        assert!(tally.store_failing() && tally.audit_failing());
+        assert!(tally.store_failing());
         let refused: Ended = Err(ChangeError::Refused(full()));
         tally.note(&refused);
-        assert!(tally.store_failing() && tally.audit_failing());
+        assert!(tally.store_failing());
         tally.note(&Ended::Ok(()));
-        assert!(!tally.store_failing() && !tally.audit_failing());
+        assert!(!tally.store_failing());
         let counted: Vec<_> = tally.ends().filter(|(_, count)| *count > 0).collect();
         assert_eq!(counted, [("done", 1), ("refused", 1), ("store_failed", 1), ("audit_failed", 1)]);
     }

@@ -99,6 +99,10 @@ pub(super) fn admin_issue(who: &str, id: &SpiffeId, roles: &[String]) -> Intent 
     Intent::new("admin_issue", who).target(id.to_string()).detail("roles", roles.join(","))
 }
 
+pub(super) fn admin_issue_again(who: &str, id: &SpiffeId) -> Intent {
+    Intent::new("admin_issue_again", who).target(id.to_string())
+}
+
 fn refusal(action: &'static str, shown: &Certificate, reason: &'static str) -> Event {
     Event::new(action, &shown.id().to_string())
         .reason(Some(reason))

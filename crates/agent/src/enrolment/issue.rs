@@ -30,7 +30,7 @@ mod readopt;
 mod renew;
 
 pub use ban::NodeChangeError;
-pub use direct::{Bundle, DirectError, agent_certificate_due};
+pub use direct::{AgainError, Bundle, DirectError, agent_certificate_due, certificates_pem};
 pub(super) use join::Shown;
 pub use join::{EnrolError, Join};
 pub use renew::{RenewError, RenewRefused};

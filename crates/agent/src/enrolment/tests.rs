@@ -25,10 +25,11 @@ impl Port {
         let chain = rig.agent_chain("a1", &key).into_iter().map(CertificateDer::from).collect();
         let serving = LiveIdentity::new(chain, &key).unwrap();
         let address = AgentAddress { data: "a1:7443".to_owned(), enrolment: "a1:7444".to_owned() };
+        let roots = rig.authorities.load().trusted_roots(crate::ca::Port::Enrolment, rig.now());
         let service = EnrolmentService::new(
             Arc::clone(&rig.issuer),
             Arc::clone(&rig.policy),
-            Arc::new(Bulletin::new(vec![address], Vec::new())),
+            Arc::new(Bulletin::new(vec![address], roots)),
             Arc::new(serving),
             Arc::new(Metrics::register(&mut Registry::default())),
             fleet_kms_process::clock::monotonic,
@@ -78,7 +79,7 @@ async fn a_node_enrols_renews_and_learns_roots_and_agents() {
     assert_eq!(leaf(&renewed).id(), leaf(&enrolled).id());
     for response in [&enrolled, &renewed] {
         assert_eq!(response.chain.len(), 2);
-        assert_eq!(response.roots, port.rig.authorities.load().trusted_roots());
+        assert_eq!(response.roots, [port.rig.authorities.load().root()]);
         assert_eq!(response.agents.len(), 1);
     }
 }
@@ -163,7 +164,7 @@ async fn the_time_is_bound_to_the_key_that_this_port_serves_with() {
     let answer = port.time(vec![7; 32]).await.unwrap();
     assert_eq!(answer.unix_ms, to_ms(port.rig.now()));
     assert_eq!(answer.live_key_sha256, port.agent_key);
-    assert_eq!(answer.issuers, port.rig.authorities.load().issuers());
+    assert_eq!(answer.issuers, port.rig.authorities.load().issuers(port.rig.now()));
     assert!(!answer.signature.is_empty());
 }
 

@@ -242,6 +242,20 @@ pub struct SlotNote {
     pub label: String,
 }
 
+/// The end of one chain of an agent's audit (`audit-head/<agent>/<chain>`).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AuditHeadRecord {
+    /// The number of the last durable record.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// SHA-256 of its line.
+    #[prost(bytes = "vec", tag = "2")]
+    pub hash: Vec<u8>,
+    /// When this row was written.
+    #[prost(uint64, tag = "3")]
+    pub written_ms: u64,
+}
+
 /// A change as its store transaction carries it (`change/<id>`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ChangeRecord {
@@ -275,6 +289,7 @@ payloads! {
     IssuedRecord => "the issue number",
     RestoredRecord => "the last restore",
     BackupRecord => "the last backup",
+    AuditHeadRecord => "an audit chain's head",
     SlotNote => "a root slot's note",
     ChangeRecord => "a change",
 }

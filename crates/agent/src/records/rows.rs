@@ -38,6 +38,8 @@ pub const RESTORED: &str = "restored";
 pub const BACKUP: &str = "backup";
 /// Prefix of what is known of the root slots beyond the slots themselves.
 pub const SLOT_NOTES: &str = "slot-note/";
+/// Prefix of the ends of the agents' audit chains.
+pub const AUDIT_HEADS: &str = "audit-head/";
 /// Prefix of the changes whose outcome is not yet in the audit.
 pub const CHANGES: &str = "change/";
 
@@ -118,6 +120,11 @@ pub fn slot_note(id: &SlotId) -> RowName {
 /// The store key of an earlier epoch, while a rotation is under way.
 pub fn older_store_key(epoch: u32) -> RowName {
     row(format!("{OLDER_STORE_KEYS}{epoch:010}"))
+}
+
+/// The end of one chain of one agent's audit. Agent names are at most 63 ASCII bytes.
+pub fn audit_head(agent: &str, chain: &str) -> RowName {
+    row(format!("{AUDIT_HEADS}{agent}/{chain}"))
 }
 
 /// One change, until its outcome is in the audit.

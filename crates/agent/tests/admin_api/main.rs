@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 
 use fleet_kms_admin_api::operations::Kind;
 use fleet_kms_admin_api::{Cluster, Operation, Page};
-use fleet_kms_agent::authz::{Role, Scope, TABLE, Who};
+use fleet_kms_agent::authz::{Role, Scope, TABLE, Who, internal};
+use fleet_kms_agent::ca::{self, Roll};
+use fleet_kms_agent::trail::Intent;
 
 use rig::{Ask, Rig};
 
@@ -335,4 +337,50 @@ async fn who_asks_too_much_is_slowed_down_and_nobody_else() {
     assert_eq!((refused.status.as_u16(), refused.code()), (429, "too_many_requests"));
     assert_eq!(refused.headers["retry-after"], "1");
     assert_eq!(rig.ask(Ask::new(Operation::ListClusters, &[])).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_another_agent_or_a_lost_reply_did_to_the_ca_is_followed() {
+    let rig = Rig::new().await;
+    let agent = &rig.agent;
+    let (before, own) = (agent.ca.live().load_full(), agent.own.live().certificate());
+    let permit = internal::authority();
+    let open = |row: &_, bytes: &_| agent.keyrings.open_ca_key(&permit, row, bytes);
+    let seal = |row: &_, key: &_| agent.keyrings.seal_ca_key(&permit, row, key);
+    let step = (Roll::Root, Intent::new("ca_root_renew", "another"));
+    ca::roll(&agent.changes, before.trust_domain(), step, open, seal, agent.generator()).await.unwrap();
+    assert_eq!(agent.bulletin.roots(), [before.root()], "nobody has told this agent");
+
+    agent.ca.renew().await;
+    let after = agent.ca.live().load_full();
+    assert_ne!(after.root(), before.root());
+    assert_eq!(agent.bulletin.roots(), [after.root(), before.root()]);
+    assert_eq!(agent.ca.roots().data.certificates().len(), 2);
+    assert_ne!(agent.own.live().certificate().serial(), own.serial());
+    agent.ca.renew().await;
+    assert_eq!(agent.ca.live().load().root(), after.root(), "once is enough");
+}
+
+#[tokio::test]
+async fn a_replaced_ca_lists_the_nodes_that_it_lost_and_gives_its_caller_the_next_certificate() {
+    let rig = Rig::new().await;
+    rig.create_cluster("north").await;
+    let token = rig.ask(Ask::new(Operation::CreateToken, &["north"]).json(&json!({"node": "cp-1"}))).await;
+    let node = rig.enrol(token.body["result"]["token"].as_str().unwrap()).await;
+    let shown = rig.ask(Ask::new(Operation::ShowCa, &[])).await.body;
+    assert!(shown.get("nodes_to_enrol").is_none(), "{shown}");
+
+    let admin = rig.first_admin();
+    let replaced = rig.ask(Ask::new(Operation::ReplaceCa, &[])).await;
+    assert_eq!(replaced.status, 200, "{}", replaced.body);
+    let result = &replaced.body["result"];
+    assert_eq!(result["ca"]["nodes_to_enrol"], json!([node.id().to_string()]));
+    let chain =
+        fleet_kms_identity::split_pem_chain(result["certificate"].as_str().unwrap().as_bytes()).unwrap();
+    let again = fleet_kms_identity::Certificate::from_der(&chain[0]).unwrap();
+    assert_eq!((again.id(), again.spki_sha256()), (admin.id(), admin.spki_sha256()));
+    assert_eq!(rig.ask(Ask::new(Operation::ShowCa, &[])).await.code(), "not_authenticated", "superseded");
+    let shown = rig.ask_as(&again, Ask::new(Operation::ShowCa, &[])).await.body;
+    assert_eq!(shown["nodes_to_enrol"].as_array().unwrap().len(), 1);
+    assert_eq!(shown["generations"].as_array().unwrap().len(), 2);
 }

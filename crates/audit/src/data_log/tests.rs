@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use tempfile::TempDir;
 
+use super::sums::SHARDS;
 use super::*;
 use crate::verify;
 
@@ -16,9 +17,18 @@ fn call(identity: &str) -> Call<'_> {
     Call { identity, cluster: Some(&[1; 16]), operation: "unwrap", version: Some(3), outcome: "ok" }
 }
 
+fn clocks() -> Clocks {
+    Clocks { wall: Arc::new(|| NOW), monotonic }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test of what happens in real time")]
+fn monotonic() -> Instant {
+    Instant::now()
+}
+
 fn open() -> (TempDir, DataLog) {
     let directory = tempfile::tempdir().unwrap();
-    let log = DataLog::open(directory.path(), NOW).unwrap();
+    let log = DataLog::open(directory.path(), DataOptions::default(), clocks()).unwrap();
     (directory, log)
 }
 
@@ -118,15 +128,17 @@ fn a_flush_that_fails_loses_no_count() {
     log.count(&call("node-1"), 1, TOOK);
     log.denied(&Denial { identity: "n", address: "a", operation: "o", reason: "r" }, NOW);
     // The next file cannot be made: its name is taken by a directory.
-    locked(&log.file).writer.begin_files_at(0);
+    locked(&log.shared.file).writer.begin_files_at(0);
     let obstacle = directory.path().join("data-000002.jsonl");
     fs::create_dir(&obstacle).unwrap();
     assert!(matches!(log.flush(NOW), Err(LogError::Io(_))));
     log.count(&call("node-1"), 1, TOOK);
     fs::remove_dir(&obstacle).unwrap();
-    assert_eq!(log.flush(NOW).unwrap(), 2);
+    assert!(log.state().failing);
+    assert_eq!(log.flush(NOW).unwrap(), 3, "sums, a denial, and the gap");
     let text = fs::read_to_string(obstacle).unwrap();
-    assert!(text.contains("\"calls\":2"), "{text}");
+    assert!(text.contains("\"calls\":2") && text.contains("\"kind\":\"gap\""), "{text}");
+    assert!(!log.state().failing);
     assert!(verify(directory.path()).unwrap().is_sound());
 }
 
@@ -138,4 +150,104 @@ fn a_name_of_any_length_can_be_written() {
     log.denied(&Denial { identity: &long, address: &long, operation: "wrap", reason: "banned" }, NOW);
     assert_eq!(log.flush(NOW).unwrap(), 2);
     assert!(verify(directory.path()).unwrap().is_sound());
+}
+
+fn each(mode: DataMode, on_full: OnFull) -> (TempDir, DataLog) {
+    let directory = tempfile::tempdir().unwrap();
+    let options = DataOptions { mode, on_full, ..DataOptions::default() };
+    let log = DataLog::open(directory.path(), options, clocks()).unwrap();
+    (directory, log)
+}
+
+/// Records one call and waits for what became of it.
+fn record(log: &DataLog, items: u64) -> Result<(), NotRecorded> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let cluster = Some([1; 16]);
+    let (operation, version, outcome, took) = ("unwrap", Some(3), "ok", TOOK);
+    let call = CallRecord { identity: "node-1".into(), cluster, operation, version, outcome, items, took };
+    log.record(vec![call], Box::new(move |result| sender.send(result).unwrap()));
+    receiver.recv_timeout(Duration::from_secs(60)).unwrap()
+}
+
+#[test]
+fn a_recorded_call_is_in_the_file_before_its_answer_and_durable_if_so_promised() {
+    for mode in [DataMode::EachWritten, DataMode::EachDurable] {
+        let (directory, log) = each(mode, OnFull::Serve);
+        for n in 1..=5 {
+            record(&log, n).unwrap();
+            let lines = lines(&directory);
+            assert_eq!((lines.len() as u64, &lines.last().unwrap()["items"]), (n, &n.into()));
+            if mode == DataMode::EachDurable {
+                assert_eq!(log.head().seq, n);
+            }
+        }
+        let began = Instant::elapsed;
+        let start = monotonic();
+        while log.head().seq < 5 {
+            assert!(began(&start) < Duration::from_secs(60), "the sync never comes");
+            std::thread::yield_now();
+        }
+        drop(log);
+        assert!(verify(directory.path()).unwrap().is_sound());
+    }
+}
+
+#[test]
+fn the_golden_record_of_a_call() {
+    let (directory, log) = each(DataMode::EachDurable, OnFull::Serve);
+    record(&log, 1).unwrap();
+    let text = fs::read_to_string(directory.path().join("data-000001.jsonl")).unwrap();
+    let (_, body) = text.split_once("\"cluster\"").unwrap();
+    let expected = r#":"01010101-0101-0101-0101-010101010101","identity":"node-1","items":1,"kind":"call","micros":250,"operation":"unwrap","outcome":"ok","version":3}"#;
+    assert_eq!(body.trim_end(), expected);
+}
+
+#[test]
+fn calls_of_many_threads_are_recorded_once_each() {
+    let (directory, log) = each(DataMode::EachDurable, OnFull::Serve);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..50).for_each(|_| record(&log, 1).unwrap()));
+        }
+    });
+    drop(log);
+    let report = verify(directory.path()).unwrap();
+    assert!(report.is_sound() && report.data.lines == 400, "{report:?}");
+}
+
+#[test]
+fn what_cannot_be_recorded_is_summed_or_refused_and_the_gap_is_told() {
+    for (mode, on_full) in [
+        (DataMode::EachWritten, OnFull::Serve),
+        (DataMode::EachDurable, OnFull::Serve),
+        (DataMode::EachWritten, OnFull::Refuse),
+        (DataMode::EachDurable, OnFull::Refuse),
+    ] {
+        let (directory, log) = each(mode, on_full);
+        record(&log, 1).unwrap();
+        locked(&log.shared.file).writer.begin_files_at(0);
+        let obstacle = directory.path().join("data-000002.jsonl");
+        fs::create_dir(&obstacle).unwrap();
+        for _ in 0..3 {
+            assert_eq!(record(&log, 1), if on_full == OnFull::Serve { Ok(()) } else { Err(NotRecorded) });
+        }
+        assert_eq!((log.state().failing, log.refuses()), (true, on_full == OnFull::Refuse));
+        assert!(log.flush(NOW).is_err());
+        fs::remove_dir(&obstacle).unwrap();
+        assert_eq!(log.flush(NOW).unwrap(), 2);
+        assert!(!log.state().failing && !log.refuses());
+        locked(&log.shared.file).writer.begin_files_at(MAX_FILE);
+        record(&log, 1).unwrap();
+        drop(log);
+        let text = fs::read_to_string(obstacle).unwrap();
+        let found: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let (gap, sum) = (&found[0], &found[1]);
+        let (were, outcome) = match on_full {
+            OnFull::Serve => ("served", "ok"),
+            OnFull::Refuse => ("refused", "audit_full"),
+        };
+        assert_eq!((&gap["kind"], &gap["calls"], &gap["were"]), (&"gap".into(), &3.into(), &were.into()));
+        assert_eq!((&sum["calls"], &sum["outcome"]), (&3.into(), &outcome.into()));
+        assert!(verify(directory.path()).unwrap().is_sound());
+    }
 }

@@ -8,12 +8,12 @@ use serde_json::Map;
 use tempfile::TempDir;
 
 use super::*;
-use crate::writer::Writer;
+use crate::writer::{MAX_FILE, Writer};
 
 /// A chain of 9 records in 3 files, and its head.
 fn chain_of_files() -> (TempDir, Head) {
     let directory = tempfile::tempdir().unwrap();
-    let (mut writer, _) = Writer::open(directory.path(), Chain::Changes, |_, _| ()).unwrap();
+    let (mut writer, _) = Writer::open_end(directory.path(), Chain::Changes, MAX_FILE).unwrap();
     writer.begin_files_at(400);
     for n in 0..9 {
         let body = crate::record::object([("kind", "event".into()), ("n", n.into())]);
@@ -31,7 +31,7 @@ fn file(directory: &TempDir, number: u64) -> PathBuf {
 }
 
 fn broken(directory: &TempDir, head: Option<Head>) -> Option<Break> {
-    verify_against(directory.path(), head, None).unwrap().changes.broken
+    verify_against(directory.path(), Against { changes: head, ..Against::default() }).unwrap().changes.broken
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_removed_file_is_named_and_the_last_one_only_against_a_head() {
 fn a_chain_written_anew_shows_only_against_a_head() {
     let (directory, head) = chain_of_files();
     (1..=3).for_each(|number| fs::remove_file(file(&directory, number)).unwrap());
-    let (mut writer, _) = Writer::open(directory.path(), Chain::Changes, |_, _| ()).unwrap();
+    let (mut writer, _) = Writer::open_end(directory.path(), Chain::Changes, MAX_FILE).unwrap();
     for _ in 0..12 {
         writer.append(&[Map::new()], UNIX_EPOCH).unwrap();
     }
@@ -150,7 +150,7 @@ fn a_chain_written_anew_shows_only_against_a_head() {
 #[test]
 fn a_chain_may_have_grown_since_its_head_was_kept() {
     let (directory, head) = chain_of_files();
-    let (mut writer, _) = Writer::open(directory.path(), Chain::Changes, |_, _| ()).unwrap();
+    let (mut writer, _) = Writer::open_end(directory.path(), Chain::Changes, MAX_FILE).unwrap();
     writer.append(&[Map::new()], UNIX_EPOCH).unwrap();
     assert_eq!(broken(&directory, Some(head)), None);
     assert_eq!(broken(&directory, Some(writer.head())), None);

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use fleet_kms_identity::{Renewal, renewal_due};
-use tokio::time::sleep;
+use tokio::time::timeout;
 
 use super::{EnrolError, Moved};
 use crate::believed_time::BelievedTime;
@@ -34,22 +34,34 @@ pub(super) async fn renew_for_ever(identity: NodeIdentity, time: BelievedTime, m
             false => renewal_due(not_after, life, time.now(), seed),
         };
         match renewal {
-            Renewal::In(wait) => sleep(wait.min(LOOK_EVERY)).await,
+            Renewal::In(wait) => sleep_or_told(wait.min(LOOK_EVERY), &time).await,
             Renewal::Due => match renew(&identity).await {
                 Ok(()) => {
                     moved.metrics.renewed(OK);
                     tracing::info!(serial = %identity.certificate().serial(), "renewed the certificate");
                     (seed, pause) = (self::seed(random), FIRST_PAUSE);
+                    if identity.certificate().not_after() <= time.now() {
+                        // The agent has set its clock back since it told the time.
+                        moved.links.context().time_is_doubtful.notify_one();
+                    }
+                    // Whatever the clocks say, nobody needs two certificates at once.
+                    sleep_or_told(FIRST_PAUSE, &time).await;
                 }
                 Err(error) => {
                     moved.metrics.renewed(FAILED);
                     tracing::warn!(error = chain(&error), "cannot renew the certificate; it is tried again");
-                    sleep(jittered(pause, self::seed(random))).await;
+                    sleep_or_told(jittered(pause, self::seed(random)), &time).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                 }
             },
         }
     }
+}
+
+/// Sleeps, but not on when an agent tells the time: the wait may be a wrong
+/// clock's, and the failure a date's.
+async fn sleep_or_told(wait: Duration, time: &BelievedTime) {
+    let _ = timeout(wait, time.told()).await;
 }
 
 async fn renew(identity: &NodeIdentity) -> Result<(), EnrolError> {

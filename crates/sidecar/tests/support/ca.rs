@@ -78,12 +78,19 @@ impl Ca {
 
     /// An agent's identity as its enrolment port shows it: with the root.
     pub fn enrolment_agent(&self, name: &str) -> Arc<LiveIdentity> {
-        let uri = format!("spiffe://prod/agent/{name}");
-        self.leaf_with(
-            &uri,
-            ExtendedKeyUsagePurpose::ServerAuth,
-            vec![self.issuing.clone(), self.root.clone()],
-        )
+        let (chain, key) = self.enrolment_chain(name);
+        Arc::new(LiveIdentity::new(chain, &key).unwrap())
+    }
+
+    /// Gives that identity its next certificate, with another key.
+    pub fn renew_enrolment_agent(&self, live: &LiveIdentity, name: &str) {
+        let (chain, key) = self.enrolment_chain(name);
+        live.replace(chain, &key).unwrap();
+    }
+
+    fn enrolment_chain(&self, name: &str) -> (Vec<CertificateDer<'static>>, KeyPair) {
+        let issuers = vec![self.issuing.clone(), self.root.clone()];
+        self.chain(&format!("spiffe://prod/agent/{name}"), ExtendedKeyUsagePurpose::ServerAuth, issuers)
     }
 
     pub fn agent(&self, name: &str) -> Arc<LiveIdentity> {
@@ -98,20 +105,21 @@ impl Ca {
     }
 
     pub fn leaf(&self, uri: &str, usage: ExtendedKeyUsagePurpose) -> Arc<LiveIdentity> {
-        self.leaf_with(uri, usage, vec![self.issuing.clone()])
+        let (chain, key) = self.chain(uri, usage, vec![self.issuing.clone()]);
+        Arc::new(LiveIdentity::new(chain, &key).unwrap())
     }
 
-    fn leaf_with(
+    fn chain(
         &self,
         uri: &str,
         usage: ExtendedKeyUsagePurpose,
         mut issuers: Vec<CertificateDer<'static>>,
-    ) -> Arc<LiveIdentity> {
+    ) -> (Vec<CertificateDer<'static>>, KeyPair) {
         let key = KeyPair::generate().unwrap();
         let rcgen_key = rcgen::KeyPair::from_pem(&key.to_pem()).unwrap();
         let leaf = leaf_params(uri, usage).signed_by(&rcgen_key, &self.issuer).unwrap();
         issuers.insert(0, leaf.der().clone());
-        Arc::new(LiveIdentity::new(issuers, &key).unwrap())
+        (issuers, key)
     }
 
     pub fn client_tls(&self, identity: Arc<LiveIdentity>) -> ClientTls {

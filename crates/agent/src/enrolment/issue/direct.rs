@@ -4,11 +4,12 @@
 use std::time::SystemTime;
 
 use data_encoding::BASE64;
-use fleet_kms_identity::{KeyPair, KeyPairError, Name, Renewal, SpiffeId, Subject, renewal_due};
+use fleet_kms_identity::{Certificate, KeyPair, KeyPairError, Name, Renewal, SpiffeId, Subject, renewal_due};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Certified, IssueFailure, Issuer, certified, write_identity};
+use super::{Certified, IssueFailure, Issuer, certified, has_key, has_serial, write_identity};
 use crate::authz::{Role, Scope};
-use crate::ca::LEAF_LIFE;
+use crate::ca::{LEAF_LIFE, Port};
 use crate::enrolment::audit_trail;
 use crate::ledger::Changeset;
 use crate::records::Record;
@@ -28,12 +29,12 @@ pub struct Bundle {
 impl Bundle {
     /// Returns the chain as PEM.
     pub fn chain_pem(&self) -> String {
-        self.certified.chain.iter().map(|der| certificate_pem(der)).collect()
+        certificates_pem(&self.certified.chain)
     }
 
     /// Returns the roots as PEM.
     pub fn roots_pem(&self) -> String {
-        self.roots.iter().map(|der| certificate_pem(der)).collect()
+        certificates_pem(&self.roots)
     }
 }
 
@@ -68,6 +69,17 @@ impl DirectError {
             Self::Failed(failure) => failure.reason(),
         }
     }
+}
+
+/// Why an admin's certificate was not made again.
+#[derive(Debug, thiserror::Error)]
+pub enum AgainError {
+    /// A forgery, or superseded meanwhile.
+    #[error("this certificate and its key are not the ones on record")]
+    NotOnRecord,
+    /// Store, audit or CA failed.
+    #[error(transparent)]
+    Failed(#[from] IssueFailure),
 }
 
 /// Says whether the agent's own certificate is to be renewed: less than two
@@ -117,8 +129,42 @@ impl Issuer {
         let run = self.changes.run_with_revision(intent, prepare).await;
         let ((issued, record), revision) = run.map_err(IssueFailure::flatten)?;
         self.publish(record, revision)?;
-        let roots = self.authorities().trusted_roots().to_vec();
+        let roots = self.authorities().trusted_roots(Port::Enrolment, now);
         Ok(Bundle { key, certified: certified(id, &issued, false), roots })
+    }
+
+    /// Makes the next certificate of an admin whose CA was replaced, for the key
+    /// that it has: `shown` was good on the connection that asks.
+    ///
+    /// # Errors
+    ///
+    /// When `shown` and its key are not those on record, or store, audit or CA
+    /// say no.
+    pub async fn issue_again(&self, who: &str, shown: &Certificate) -> Result<Certified, AgainError> {
+        let (id, now) = (shown.id(), self.now());
+        let _turn = self.turn.lock().await;
+        let prepare = || async {
+            let before = self.identity(id).await.map_err(AgainError::from)?;
+            let on_record = |issued: &Option<IssuedCertificate>| {
+                has_serial(issued, &shown.serial()) && has_key(issued, shown.spki_sha256())
+            };
+            let before =
+                before.filter(|record| record.payload.banned_ms == 0 && on_record(&record.payload.current));
+            let before = before.ok_or(AgainError::NotOnRecord)?;
+            let leaf = before.payload.current.as_ref().and_then(|issued| issued.chain.first());
+            let spki = leaf.and_then(|leaf| spki_of(leaf)).ok_or(AgainError::NotOnRecord)?;
+            let mut changeset = self.ledger().changeset();
+            let issued = self.certify(&mut changeset, id, &spki, shown.spki_sha256(), now).await?;
+            let after =
+                IdentityRecord { current: Some(issued.clone()), next: None, ..before.payload.clone() };
+            let record = write_identity(&mut changeset, id, Some(&before), after);
+            Ok::<_, AgainError>((changeset, (issued, record)))
+        };
+        let intent = audit_trail::admin_issue_again(who, id);
+        let run = self.changes.run_with_revision(intent, prepare).await;
+        let ((issued, record), revision) = run.map_err(IssueFailure::flatten::<AgainError>)?;
+        self.publish(record, revision)?;
+        Ok(certified(id, &issued, false))
     }
 
     async fn prepare_direct(
@@ -150,10 +196,21 @@ impl Issuer {
     }
 }
 
+/// The SubjectPublicKeyInfo of a certificate, both DER.
+fn spki_of(certificate: &[u8]) -> Option<Vec<u8>> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.public_key().raw.to_vec())
+}
+
 /// What an identity may do, in the words of its record.
 struct Grant {
     roles: Vec<String>,
     scope: Vec<Vec<u8>>,
+}
+
+/// Returns certificates (DER) as PEM.
+pub fn certificates_pem(certificates: &[Vec<u8>]) -> String {
+    certificates.iter().map(|der| certificate_pem(der)).collect()
 }
 
 /// RFC 7468: base64 in lines of 64.
