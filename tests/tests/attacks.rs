@@ -1,5 +1,10 @@
 //! Attacks on the ports of a real agent and on a real sidecar: each is refused, and the audit says so.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests: what is not there fails them")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests: what is not there fails them"
+)]
 
 use std::fs;
 use std::io::Write;

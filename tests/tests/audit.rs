@@ -257,6 +257,6 @@ fn a_full_disk_is_served_over_or_refused_as_configured_and_leaves_a_gap() {
         let refused = fleet.kmsctl_output(&["cluster", "create", "beta"]).unwrap();
         assert_eq!(refused.status.code(), Some(5), "{}", text(&refused.stderr));
         assert_eq!(metric(&fleet, "audit_refused_changes_total"), Some(1), "{what}");
-        assert!(fleet.agent.log().unwrap().contains("a change was refused: it cannot be recorded"));
+        assert!(fleet.agent.log().unwrap().contains("the audit takes no record: changes are refused"));
     }
 }

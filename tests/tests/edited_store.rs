@@ -4,11 +4,12 @@
 use std::fs;
 use std::path::PathBuf;
 
-use fleet_kms_tests::fleet::{Agent, Cluster, Fleet, Sidecar};
+use fleet_kms_tests::fleet::{Agent, Cluster, Fleet, Sidecar, until_true};
 use fleet_kms_tests::kms_client::{Api, KmsClient};
 use fleet_kms_tests::peers::ClientVersion;
 use fleet_kms_tests::programs::Program;
 use fleet_kms_tests::refusal::{Refusal, refusal};
+use fleet_kms_tests::wait::START_LIMIT;
 use rusqlite::{Connection, params};
 
 const DATA: i32 = 65;
@@ -68,14 +69,13 @@ fn a_row_that_the_agent_cannot_do_without_is_named_and_nothing_starts() {
     let fleet = Fleet::start().unwrap();
     let _node = node(&fleet, "edited");
     let stopped = Stopped::new(fleet);
-    for prefix in ["cluster/", "keyring/", "identity/admin/", "identity/node/", "ca/issuing/"] {
-        let row = stopped.flip(prefix);
-        let named = format!("in row {row} fails authentication: it was edited");
-        stopped.refused("run").must_be(DATA, &[&named, "restore a backup"]);
-        stopped.refused("check-store").must_be(DATA, &[&format!("; altered: {row}; restore a backup")]);
-    }
+    let row = stopped.flip("ca/issuing/");
+    let named = format!("in row {row} fails authentication: it was edited");
+    stopped.refused("run").must_be(DATA, &[&named, "restore a backup"]);
+    stopped.refused("check-store").must_be(DATA, &[&format!("; altered: {row}; restore a backup")]);
     let row = stopped.flip("ca-key/issuing/");
-    stopped.refused("run").must_be(DATA, &["the issuing CA's private key does not open"]);
+    let named = format!("the issuing CA's private key in row {row} does not open; restore a backup");
+    stopped.refused("run").must_be(DATA, &[&named]);
     stopped.refused("check-store").must_be(DATA, &[&format!("; altered: {row}; restore a backup")]);
 
     for (prefix, what) in [
@@ -106,33 +106,69 @@ fn a_row_that_the_agent_cannot_do_without_is_named_and_nothing_starts() {
     stopped.refused("check-store").must_be(DATA, &[deleted]);
 }
 
+/// What a damaged row costs: the node's reading of a refusal, and a metric.
+struct Cost {
+    row: String,
+    code: &'static str,
+    logged: &'static str,
+    metric: &'static str,
+}
+
 #[test]
-fn a_key_that_was_altered_costs_its_cluster_only_and_changes_are_refused() {
+fn a_row_of_one_cluster_that_was_altered_costs_this_cluster_only_and_changes_are_refused() {
     let fleet = Fleet::start().unwrap();
     let (_, _sidecar, whole) = node(&fleet, "whole");
     let (damaged, _other, damaged_client) = node(&fleet, "damaged");
     let mut stopped = Stopped::new(fleet);
-    let row = stopped.flip(&format!("kek/{}/0000000001", damaged.id));
-    stopped.refused("check-store").must_be(DATA, &[&format!("; altered: {row}; restore a backup")]);
+    let id = &damaged.id;
+    let left_out = "a record was edited or damaged: it is left out";
+    let costs = [
+        Cost {
+            row: format!("kek/{id}/0000000001"),
+            code: "FailedPrecondition",
+            logged: "a stored key does not open",
+            metric: "damaged_keys",
+        },
+        Cost {
+            row: format!("keyring/{id}"),
+            code: "FailedPrecondition",
+            logged: left_out,
+            metric: "damaged_records",
+        },
+        Cost {
+            row: format!("identity/node/{id}/node-1"),
+            code: "PermissionDenied",
+            logged: left_out,
+            metric: "damaged_records",
+        },
+    ];
+    for Cost { row, code, logged, metric } in costs {
+        stopped.flip(&row);
+        stopped.refused("check-store").must_be(DATA, &[&format!("; altered: {row}; restore a backup")]);
+        stopped.fleet.agent.start().unwrap();
+        let log = stopped.agent().log().unwrap();
+        let edited = "rows of the store were edited, replayed or deleted behind the agent's back";
+        assert!(log.contains(edited) && log.contains(logged) && log.contains(&row), "{row}: {log}");
+        until_true("the whole cluster's link", START_LIMIT, || {
+            Ok(whole.call(&["round-trip", "-sizes", "32"])?.ok().is_ok())
+        })
+        .unwrap();
+        let refused = damaged_client.call(&["encrypt"]).unwrap().refused().unwrap();
+        assert_eq!(refused.code, code, "{row}: {}", refused.error);
+        assert!(refused.error.contains("see kms-sidecar's log"), "{row}: {}", refused.error);
+        let metrics = stopped.agent().ops("/metrics").unwrap().ok().unwrap();
+        assert!(metrics.contains(&format!("\nfleet_kms_agent_{metric} 1\n")), "{row}: {metrics}");
+        assert!(metrics.contains("\nfleet_kms_agent_store_unconfirmed 1\n"), "{metrics}");
 
-    stopped.fleet.agent.start().unwrap();
-    let log = stopped.agent().log().unwrap();
-    assert!(
-        log.contains("rows of the store were edited, replayed or deleted behind the agent's back"),
-        "{log}"
-    );
-    assert!(log.contains("a stored key does not open") && log.contains(&row), "{log}");
-    whole.call(&["round-trip", "-sizes", "32"]).unwrap().ok().unwrap();
-    let refused = damaged_client.call(&["encrypt"]).unwrap().refused().unwrap();
-    assert_eq!(refused.code, "FailedPrecondition");
-    assert!(refused.error.contains("kms-agent refused the call; see kms-sidecar's log"), "{}", refused.error);
-    let metrics = stopped.agent().ops("/metrics").unwrap().ok().unwrap();
-    assert!(metrics.contains("\nfleet_kms_agent_damaged_keys 1\n"), "{metrics}");
-    assert!(metrics.contains("\nfleet_kms_agent_store_unconfirmed 1\n"), "{metrics}");
-
-    let change = stopped.fleet.kmsctl_output(&["cluster", "create", "another"]).unwrap();
-    let text = String::from_utf8_lossy(&change.stderr).into_owned();
-    assert_eq!(change.status.code(), Some(UNAVAILABLE), "{text}");
-    assert!(text.contains("(recovered_unconfirmed)") && text.contains("remedy: "), "{text}");
-    stopped.fleet.kmsctl(&["status"]).unwrap();
+        let change = stopped.fleet.kmsctl_output(&["cluster", "create", "another"]).unwrap();
+        let text = String::from_utf8_lossy(&change.stderr).into_owned();
+        assert_eq!(change.status.code(), Some(UNAVAILABLE), "{text}");
+        assert!(text.contains("(recovered_unconfirmed)") && text.contains("remedy: "), "{text}");
+        assert!(stopped.fleet.kmsctl(&["status"]).unwrap().contains("store_damaged"), "{row}");
+        if metric == "damaged_records" {
+            let refused = stopped.fleet.host(&["restore", "--confirm"]).unwrap_err().to_string();
+            assert!(refused.contains(&format!("row {row} is damaged")), "{refused}");
+        }
+        stopped.fleet.agent.stop().unwrap();
+    }
 }

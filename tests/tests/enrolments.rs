@@ -1,6 +1,11 @@
 //! Enrolments that go wrong half-way: the reply is lost, the agent or the client is killed. Every node ends with a
 //! working identity by running the same command again, and nothing is issued twice.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests: what is not there fails them")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests: what is not there fails them"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,6 +14,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use fleet_kms_identity::Directory;
 use fleet_kms_process::runtime;
 use fleet_kms_tests::fleet::{Cluster, Fleet, Ports, Sidecar};
 use fleet_kms_tests::member::Member;
@@ -94,8 +100,9 @@ impl Node {
 
     /// Runs the same command with the same token again, unless there is an identity by now; returns how often.
     fn enrol_after_all(&self) -> usize {
-        // Also of a client that was killed with the certificate on disk.
-        if self.sidecar.identity.join("chain.pem").exists() {
+        // Also of a client that was killed once the certificate was on disk.
+        let identity = Directory::open(&self.sidecar.identity).unwrap();
+        if identity.load().unwrap().is_some() {
             return 0;
         }
         let mut said = String::new();
@@ -163,6 +170,20 @@ fn an_enrolment_that_goes_wrong_half_way_is_repeated_with_the_same_token() {
     let serials = working_identities(&fleet, &nodes);
     fleet.agent.stop().unwrap();
     issued_once(&fleet, &nodes, &serials);
+}
+
+#[test]
+fn the_command_run_again_after_it_succeeded_says_that_the_node_is_enrolled() {
+    let fleet = Fleet::start().unwrap();
+    let cluster = fleet.cluster("one").unwrap();
+    let node = Node::new(&fleet, &cluster, "node-1".to_owned(), fleet.agent.ports.enrolment);
+    assert!(node.command().output().unwrap().status.success());
+    let again = node.command().output().unwrap();
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert_eq!(again.status.code(), Some(1), "{said}");
+    assert!(said.contains("token_used_up"), "{said}");
+    assert!(said.contains("this node has an identity already, spiffe://fleet.test/cluster/"), "{said}");
+    working_identities(&fleet, &[node]);
 }
 
 /// Calls with each identity; returns the serials.

@@ -275,6 +275,11 @@ impl Agent {
         self.own.live().certificate().id().subject.name().to_string()
     }
 
+    /// Counts the records that were left out because they are damaged.
+    pub fn damaged_records(&self) -> usize {
+        self.ledger.damaged().len()
+    }
+
     /// Returns the agent's generator.
     pub fn generator(&self) -> Generator {
         self.generator

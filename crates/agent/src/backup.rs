@@ -117,7 +117,8 @@ impl Backups {
     ///
     /// # Errors
     ///
-    /// When the last backup's record cannot be read.
+    /// When the store cannot be read. A damaged record of the last backup counts
+    /// as none.
     pub async fn load(
         store: PathBuf,
         config: Option<config::Backup>,
@@ -125,7 +126,7 @@ impl Backups {
         keyrings: Arc<LiveKeyrings>,
     ) -> Result<Self, LedgerError> {
         remove_handovers(&store);
-        let last = changes.ledger().read::<BackupRecord>(&rows::fixed(rows::BACKUP)).await?;
+        let last = changes.ledger().read_sound::<BackupRecord>(&rows::fixed(rows::BACKUP)).await?;
         let last = last.map(|last| (from_ms(last.payload.verified_ms), PathBuf::from(last.payload.file)));
         Ok(Self {
             store,

@@ -293,11 +293,9 @@ impl Changes {
         let change = ChangeId::from_bytes(id);
         let now = self.now();
         let log = Arc::clone(&self.log);
-        let action = intent.action();
         let recorded = self.written(off_runtime(move || log.intent(&intent.line(change), now)).await);
         let recorded = recorded.map_err(|error| {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            tracing::error!(error = chain(&error), action, "a change was refused: it cannot be recorded");
             ChangeError::Audit(error)
         })?;
         let mark = Mark { change, intent: recorded };
@@ -332,9 +330,19 @@ impl Changes {
         self.written(off_runtime(move || log.event(&event.line(), now)).await).map(drop)
     }
 
-    /// Takes note whether the chain can be written.
+    /// Takes note whether the chain can be written, and says so in the log when
+    /// that changes: callers come back every second.
     fn written<T>(&self, result: Result<T, LogError>) -> Result<T, LogError> {
-        self.audit_failing.store(matches!(result, Err(LogError::Io(_))), Ordering::Relaxed);
+        let failure = result.as_ref().err().filter(|error| matches!(error, LogError::Io(_)));
+        let was_failing = self.audit_failing.swap(failure.is_some(), Ordering::Relaxed);
+        match failure {
+            Some(error) if !was_failing => {
+                let error = chain(error);
+                tracing::error!(error, "the audit takes no record: changes are refused; look at its disk");
+            }
+            None if was_failing => tracing::info!("the audit takes records again: changes are taken again"),
+            Some(_) | None => {}
+        }
         result
     }
 

@@ -107,14 +107,16 @@ pub enum ClusterError {
 }
 
 impl Clusters {
-    /// Reads all clusters from the store.
+    /// Reads all clusters from the store. One whose record is damaged goes on
+    /// without a name.
     ///
     /// # Errors
     ///
-    /// When the store cannot be read or a record is damaged.
+    /// When the store cannot be read or a record has no meaning to this
+    /// release.
     pub async fn load(ledger: &Ledger) -> Result<Self, ClusterError> {
         let clusters = Self::default();
-        for record in ledger.scan::<ClusterRecord>(rows::CLUSTERS).await? {
+        for record in ledger.scan_sound::<ClusterRecord>(rows::CLUSTERS).await? {
             let bad = |field| ClusterError::Field { row: record.row.as_str().to_owned(), field };
             let id = record.payload.id.as_slice().try_into().map_err(|_| bad("id"))?;
             clusters.publish(LiveClusterName {

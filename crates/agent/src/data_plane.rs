@@ -18,7 +18,7 @@ use crate::authz::{Permit, actions, internal};
 use crate::bulletin::Bulletin;
 use crate::grpc_code::{DataError, keys_code};
 use crate::ledger::Ledger;
-use crate::live_keyrings::{LiveKeyrings, Reloaded, UnwrapError, Unwrapped};
+use crate::live_keyrings::{KeysError, LiveKeyrings, Reloaded, UnwrapError, Unwrapped};
 use crate::nodes::Nodes;
 use crate::rolled_back::RolledBack;
 use crate::sightings::Sightings;
@@ -28,6 +28,9 @@ use crate::turns::{Turns, Work};
 pub const MAX_BATCH: usize = 512;
 /// A batch takes a turn for so many: what one turn may cost the others.
 const ITEMS_PER_TURN: usize = 8;
+
+/// How an item whose key is damaged ends, in the audit.
+const KEY_DAMAGED: &str = "damaged";
 
 /// The service of the data port.
 #[derive(Clone)]
@@ -123,6 +126,10 @@ impl Shared {
                 said.push(note);
             }
         }
+        // One damaged key costs what it wrapped, and the call only where that is all of it.
+        if said.iter().all(|said| said.outcome == KEY_DAMAGED) {
+            return Err(KeysError::Damaged.into());
+        }
         Ok((UnwrapResponse { items }, said))
     }
 
@@ -202,6 +209,7 @@ fn item(result: Result<Unwrapped, UnwrapError>) -> Result<(Outcome, Said), DataE
         Err(UnwrapError::Altered) => refused(Refusal::NotOurs, "altered"),
         Err(UnwrapError::Disabled) => refused(Refusal::VersionDisabled, "version_disabled"),
         Err(UnwrapError::Destroyed) => refused(Refusal::VersionDestroyed, "version_destroyed"),
+        Err(UnwrapError::Keys(KeysError::Damaged)) => refused(Refusal::KeyDamaged, KEY_DAMAGED),
         Err(UnwrapError::Keys(keys)) => {
             tracing::debug!(reason = keys_code(keys).1, "an unwrap failed");
             Err(keys.into())

@@ -104,17 +104,19 @@ struct Seat {
 }
 
 impl LiveIdentities {
-    /// Reads all identities from the store.
+    /// Reads all identities from the store. One whose record is damaged is
+    /// denied.
     ///
     /// # Errors
     ///
-    /// When the store cannot be read or a record is damaged.
+    /// When the store cannot be read or a record has no meaning to this
+    /// release.
     pub async fn load(ledger: &Ledger) -> Result<Self, IdentityError> {
         let identities = Self::default();
-        for record in ledger.scan::<IdentityRecord>(rows::IDENTITIES).await? {
+        for record in ledger.scan_sound::<IdentityRecord>(rows::IDENTITIES).await? {
             identities.publish(parse(&record)?);
         }
-        let restored = ledger.read::<RestoredRecord>(&rows::fixed(rows::RESTORED)).await?;
+        let restored = ledger.read_sound::<RestoredRecord>(&rows::fixed(rows::RESTORED)).await?;
         identities.set_restored(restored.map(|record| Restored::from(&record.payload)));
         Ok(identities)
     }

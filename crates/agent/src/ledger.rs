@@ -6,6 +6,7 @@
 //! is edited, replayed from an older copy, or deleted behind the agent's back
 //! shows when the head is checked. The ledger never decides what to write.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -83,6 +84,8 @@ pub struct Ledger {
     keys: ArcSwap<Keys>,
     head: tokio::sync::Mutex<Head>,
     settled: Mutex<Vec<Record<ChangeRecord>>>,
+    /// Rows whose records were left out because they are not authentic.
+    damaged: Mutex<BTreeSet<RowName>>,
     agent: String,
     generator: Generator,
 }
@@ -167,6 +170,7 @@ impl Ledger {
             keys: ArcSwap::from_pointee(keys),
             head: tokio::sync::Mutex::new(head),
             settled: Mutex::default(),
+            damaged: Mutex::default(),
             agent,
             generator,
         })
@@ -217,6 +221,52 @@ impl Ledger {
         let rows = self.scan_rows(prefix).await?;
         let codec = self.codec();
         rows.into_iter().map(|row| Ok(codec.decode(row)?)).collect()
+    }
+
+    /// Reads all records under a prefix but those that are not authentic:
+    /// whoever damaged one has not damaged the others, which serve on. Each is
+    /// named in the log and by [`Self::damaged`].
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read, or a later release wrote a record.
+    pub async fn scan_sound<P: Payload>(&self, prefix: &str) -> Result<Vec<Record<P>>, LedgerError> {
+        let rows = self.scan_rows(prefix).await?;
+        let codec = self.codec();
+        let mut sound = Vec::with_capacity(rows.len());
+        for row in rows {
+            sound.extend(self.sound(&codec, row)?);
+        }
+        Ok(sound)
+    }
+
+    /// Reads one record as [`Self::scan_sound`] does.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn read_sound<P: Payload>(&self, name: &RowName) -> Result<Option<Record<P>>, LedgerError> {
+        let row = self.store.get(name).await?;
+        row.map_or(Ok(None), |row| self.sound(&self.codec(), row))
+    }
+
+    fn sound<P: Payload>(&self, codec: &Codec, row: Row) -> Result<Option<Record<P>>, LedgerError> {
+        let name = row.name.clone();
+        if codec.is_genuine(&row) {
+            return Ok(Some(codec.decode(row)?));
+        }
+        // The decoder may take the damage for a later release's format.
+        tracing::error!(
+            row = name.as_str(),
+            "a record was edited or damaged: it is left out, and the rest is served; restore a backup"
+        );
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(name);
+        Ok(None)
+    }
+
+    /// Names the rows whose records were left out.
+    pub fn damaged(&self) -> Vec<RowName> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Reads one row as it is stored.
@@ -278,7 +328,9 @@ impl Ledger {
     /// See [`WriteError`]; except for `Unknown` nothing was written.
     pub async fn commit(&self, changeset: Changeset, mark: &Mark) -> Result<Revision, WriteError> {
         let mut changeset = changeset;
-        let settled = self.take_settled();
+        let (held, settled): (Vec<_>, Vec<_>) =
+            self.take_settled().into_iter().partition(|record| changeset.writes_to(&record.row));
+        self.settled().extend(held);
         for record in &settled {
             changeset.delete(record);
         }
@@ -338,10 +390,20 @@ impl Ledger {
         self.settled().iter().any(|record| record.row == *row)
     }
 
-    /// Forgets that a change's record is still to be removed: somebody else
-    /// removed it.
-    pub(crate) fn forget_settled(&self, row: &RowName) {
-        self.settled().retain(|record| record.row != *row);
+    /// Reads a record that is still to be removed again, after it was written
+    /// under another store key.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub(crate) async fn refresh_settled(&self, row: &RowName) -> Result<(), LedgerError> {
+        if self.is_settled(row) {
+            let record = self.read::<ChangeRecord>(row).await?;
+            let mut settled = self.settled();
+            settled.retain(|known| known.row != *row);
+            settled.extend(record);
+        }
+        Ok(())
     }
 
     /// Says whether a change's transaction happened.

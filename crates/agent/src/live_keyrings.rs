@@ -6,7 +6,7 @@
 //! cluster from it, never as an argument. KEKs stay sealed in a snapshot; a
 //! call opens the one it needs, uses it and wipes it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -101,7 +101,7 @@ pub enum KeysError {
     /// The cluster was removed, or this agent has not seen it yet.
     #[error("the cluster is not known to this agent")]
     UnknownCluster,
-    /// A stored KEK does not open.
+    /// A stored KEK does not open, or the cluster's keyring is damaged.
     #[error("a stored key does not open: the store is damaged; see the agent's log")]
     Damaged,
 }
@@ -147,6 +147,8 @@ pub struct LiveKeyrings {
     /// Whose each key id is, to tell a foreign one from one that nobody has
     /// without a look at every cluster. Only refusals read it; nothing leaves it.
     owners: RwLock<HashMap<KeyId, ClusterId>>,
+    /// Clusters whose keyring record is damaged.
+    damaged: HashSet<ClusterId>,
     generator: Generator,
 }
 
@@ -294,11 +296,15 @@ impl LiveKeyrings {
     }
 
     fn snapshot(&self, cluster: ClusterId) -> Result<Arc<Snapshot>, KeysError> {
-        self.keyring(&cluster).ok_or(KeysError::UnknownCluster)
+        self.keyring(&cluster).ok_or_else(|| self.missing(&cluster))
     }
 
     fn live(&self, cluster: ClusterId) -> Result<Arc<LiveCluster>, KeysError> {
-        self.clusters.load().get(&cluster).cloned().ok_or(KeysError::UnknownCluster)
+        self.clusters.load().get(&cluster).cloned().ok_or_else(|| self.missing(&cluster))
+    }
+
+    fn missing(&self, cluster: &ClusterId) -> KeysError {
+        if self.damaged.contains(cluster) { KeysError::Damaged } else { KeysError::UnknownCluster }
     }
 
     fn open(&self, snapshot: &Snapshot, version: Version) -> Result<Kek, KeysError> {

@@ -148,6 +148,15 @@ impl Codec {
         self.authenticate(row, "a record").is_ok()
     }
 
+    /// Says whether a store key of ours tagged these bytes for this row, in
+    /// whatever format: a later release's record is genuine, a damaged one is
+    /// not.
+    pub fn is_genuine(&self, row: &Row) -> bool {
+        let Some((body, tag)) = row.bytes.split_last_chunk::<TAG>() else { return false };
+        let mac = epoch_of(body).and_then(|epoch| self.record_mac(epoch, &row.name, body));
+        mac.is_some_and(|mac| mac.verify_slice(tag).is_ok())
+    }
+
     /// Checks format and tag; returns seq and payload.
     fn authenticate<'a>(&self, row: &'a Row, what: &'static str) -> Result<(u64, &'a [u8]), RecordError> {
         let name = || row.name.as_str().to_owned();

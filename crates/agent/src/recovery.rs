@@ -30,6 +30,9 @@ pub enum RecoverError {
     /// The store cannot be read.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    /// Records were left out at the start; nothing here brings them back.
+    #[error("row {row} is damaged, and confirming would not repair it; restore a backup")]
+    Damaged { row: String },
     /// An identity's record has no meaning to this release.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -89,6 +92,9 @@ impl Recovery<'_> {
     }
 
     async fn recover(&self, bans: &Bans, count: u64) -> Result<Recovered, RecoverError> {
+        if let Some(row) = self.changes.ledger().damaged().first() {
+            return Err(RecoverError::Damaged { row: row.as_str().to_owned() });
+        }
         self.mark_restored().await?;
         let mut recovered = Recovered::default();
         for (id, banned) in &bans.states {

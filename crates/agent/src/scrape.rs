@@ -73,7 +73,9 @@ impl State {
         page.gauge("active_version_most_wraps", "Most wraps under any active version", keys.most_wraps)?;
         let help = "Active versions with 2^32 wraps or more: rotate these clusters early";
         page.gauge("active_versions_over_wraps_hint", help, keys.over_hint)?;
-        page.gauge("damaged_keys", "Stored keys that did not open at start", as_gauge(self.agent.damaged))
+        page.gauge("damaged_keys", "Stored keys that did not open at start", as_gauge(self.agent.damaged))?;
+        let help = "Stored records that were damaged at start and are left out";
+        page.gauge("damaged_records", help, as_gauge(self.agent.damaged_records()))
     }
 
     fn identities(&self, page: &mut Page<'_>, now: SystemTime) -> fmt::Result {
@@ -93,7 +95,8 @@ impl State {
         let (root, issuing) = self.agent.ca.live().load().ends();
         let help = "When the issuing CA ends, Unix time; it is replaced when half of its year is left";
         page.seconds("issuing_ca_expiry_timestamp", help, unix(issuing))?;
-        let help = "When the active root CA ends, Unix time; it is replaced when half of its ten years is left";
+        let help =
+            "When the active root CA ends, Unix time; it is replaced when half of its ten years is left";
         page.seconds("root_ca_expiry_timestamp", help, unix(root))?;
         let count = as_gauge(self.served.count());
         page.gauge("connections", "Connections to the data, enrolment and admin ports", count)

@@ -155,7 +155,7 @@ impl Slots {
         for row in self.changes.ledger().scan_rows(rows::SLOTS).await? {
             let damaged = |source| SlotsError::Damaged { row: row.name.as_str().to_owned(), source };
             let record = SlotRecord::parse(&row.bytes).map_err(damaged)?;
-            let note = self.changes.ledger().read::<SlotNote>(&rows::slot_note(&record.slot())).await?;
+            let note = self.changes.ledger().read_sound::<SlotNote>(&rows::slot_note(&record.slot())).await?;
             slots.push(Slot { record, note: note.map(|note| note.payload).unwrap_or_default(), row });
         }
         Ok(slots)

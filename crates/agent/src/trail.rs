@@ -81,11 +81,6 @@ macro_rules! builders {
 builders!(Intent, Event);
 
 impl Intent {
-    /// Returns what is to be done.
-    pub(crate) fn action(&self) -> &'static str {
-        self.0.action
-    }
-
     /// Returns the line for the log.
     pub(crate) fn line(&self, change: audit::ChangeId) -> audit::Intent<'_> {
         let About { action, who, target, reason, details, .. } = &self.0;

@@ -107,6 +107,7 @@ fn operation(port: &'static str) -> &'static str {
 mod tests {
     use std::time::SystemTime;
 
+    use fleet_kms_audit::{Clocks, DataOptions};
     use fleet_kms_transport::TlsError;
     use prometheus_client::encoding::text::encode;
     use prometheus_client::registry::Registry;
@@ -117,15 +118,13 @@ mod tests {
     fn what_this_side_refuses_is_audited_by_address_and_a_flood_fills_neither_audit_nor_log() {
         let directory = tempfile::tempdir().unwrap();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let audit = Arc::new(DataLog::open(directory.path(), now).unwrap());
+        let monotonic = fleet_kms_process::clock::monotonic;
+        let clocks = Clocks { wall: Arc::new(move || now), monotonic };
+        let audit = DataLog::open(directory.path(), DataOptions::default(), clocks).unwrap();
+        let audit = Arc::new(audit);
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::register(&mut registry));
-        let turned_away = TurnedAway::new(
-            metrics,
-            Arc::clone(&audit),
-            Arc::new(move || now),
-            fleet_kms_process::clock::monotonic,
-        );
+        let turned_away = TurnedAway::new(metrics, Arc::clone(&audit), Arc::new(move || now), monotonic);
         let observer = Arc::clone(&turned_away).observer();
         let hear = |refusal: &Refusal| {
             let source = Some(IpAddr::from([127, 0, 0, 2]));

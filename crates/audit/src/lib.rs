@@ -36,6 +36,6 @@ pub use done::{PastChange, PastChanges, past_changes};
 pub use record::{ChangeId, ClusterRef, Event, Intent, InvalidChangeId, Outcome, Recorded};
 pub use retention::{Removal, Retention};
 pub use search::{Found, FoundPage, Range, search};
-pub use verify::{Against, ChainReport, Report, verify, verify_against};
+pub use verify::{Against, ChainReport, Report, Signer, verify, verify_against};
 pub use walk::{Break, Torn, Why};
 pub use writer::{LogError, MAX_FILE, Opened};

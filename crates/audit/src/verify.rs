@@ -52,8 +52,11 @@ pub struct Against<'a> {
     /// The end of the data calls at some time, kept elsewhere.
     pub data: Option<Head>,
     /// Judges who signed a checkpoint; the error says what is wrong. Without it a checkpoint is taken as it is.
-    pub signer: Option<&'a dyn Fn(&SignedCheckpoint) -> Result<(), String>>,
+    pub signer: Option<&'a Signer<'a>>,
 }
+
+/// Judges who signed a checkpoint.
+pub type Signer<'a> = dyn Fn(&SignedCheckpoint) -> Result<(), String> + 'a;
 
 /// Verifies both chains of a directory by themselves.
 ///

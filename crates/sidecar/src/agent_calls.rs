@@ -64,7 +64,10 @@ pub async fn unwrap(links: &Links, wrapped: Vec<u8>, deadline: Instant) -> Resul
             Ok(Refusal::NotOurs) => Err(CallError::NotOurs),
             Ok(Refusal::VersionDisabled) => Err(CallError::VersionDisabled),
             Ok(Refusal::VersionDestroyed) => Err(CallError::VersionDestroyed),
-            Ok(Refusal::Unspecified) | Err(_) => Err(CallError::BadAnswer("an unknown refusal")),
+            // One item that is refused so fails as a whole call, which another agent may answer.
+            Ok(Refusal::KeyDamaged | Refusal::Unspecified) | Err(_) => {
+                Err(CallError::BadAnswer("an unknown refusal"))
+            }
         },
         None => Err(CallError::BadAnswer("an item without outcome")),
     }

@@ -26,6 +26,9 @@ const CALL_WITHIN: Duration = Duration::from_secs(10);
 /// The reason of an agent that wants to be told the node's name.
 pub const NODE_MISSING: &str = "token_node_missing";
 
+/// The reason of an agent that has given all certificates of this token.
+pub const TOKEN_USED_UP: &str = "token_used_up";
+
 /// The program's generator, as far as it is needed here.
 pub type Random = fn() -> [u8; 32];
 

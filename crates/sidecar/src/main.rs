@@ -10,6 +10,7 @@ use fleet_kms_process::{exit, runtime};
 use fleet_kms_sidecar::believed_time::BelievedTime;
 use fleet_kms_sidecar::config::{Config, ENVIRONMENT, RawConfig};
 use fleet_kms_sidecar::doctor;
+use fleet_kms_sidecar::enrolment::TOKEN_USED_UP;
 use fleet_kms_sidecar::errors::chain;
 use fleet_kms_sidecar::run;
 use fleet_kms_sidecar::upkeep::{EnrolError, Upkeep};
@@ -160,6 +161,9 @@ fn enrol(config: Config, token_file: Option<PathBuf>) -> Result<(), Failure> {
     let runtime = runtime::current_thread(1).map_err(|error| Failure::new(&error))?;
     runtime.block_on(upkeep.enrol(&token)).map_err(|error| match error {
         EnrolError::Token(_) => Failure { code: exit::DATA, text: chain(&error) },
+        EnrolError::Call(ref call) if call.reason() == Some(TOKEN_USED_UP) => {
+            Failure { code: exit::FAILURE, text: used_up(&error, &directory) }
+        }
         EnrolError::Call(_) | EnrolError::Identity(_) => Failure::new(&error),
     })?;
     let stored = directory.load().map_err(|error| Failure::new(&error))?;
@@ -167,6 +171,18 @@ fn enrol(config: Config, token_file: Option<PathBuf>) -> Result<(), Failure> {
         println!("enrolled as {}", stored.certificate.id());
     }
     Ok(())
+}
+
+/// Who runs the command again after it was cut off at its very end has what it was for.
+fn used_up(error: &EnrolError, directory: &Directory) -> String {
+    let text = chain(error);
+    match directory.load() {
+        Ok(Some(stored)) => format!(
+            "{text}; this node has an identity already, {}: `kms-sidecar doctor` says whether it works",
+            stored.certificate.id()
+        ),
+        _ => text,
+    }
 }
 
 /// Never an argument: those can be read by every user of the machine.

@@ -4,17 +4,17 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use fleet_kms_store::{RowName, SqliteStore, Store, Txn};
-use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::audit::AuditView;
 use super::evidence::StoreView;
-use super::node::{self, Credentials, Node};
+use super::node::{self, Credentials, Node, Wrapped};
 use super::operation::Operation;
 use super::shim::{Fault, Shim};
 use super::template::{self, Scene, Template};
+use super::trial;
 use crate::child::{Child, Spec};
 use crate::fleet::Ports;
 use crate::http;
@@ -62,7 +62,15 @@ impl Stage {
     /// # Errors
     /// When the store cannot be made.
     pub async fn new() -> anyhow::Result<Self> {
-        let template = Template::new(Scene::Plain).await?;
+        Self::with(Scene::Plain).await
+    }
+
+    /// As [`Stage::new`], with another store.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn with(scene: Scene) -> anyhow::Result<Self> {
+        let template = Template::new(scene).await?;
         let directory = template::temporary()?;
         let ports = super::ports()?;
         let agent = directory.path().join("agent");
@@ -131,12 +139,25 @@ impl Stage {
         })
     }
 
+    /// Connects as the node that the store knows.
+    ///
+    /// # Errors
+    /// When the agent does not let it in.
+    pub async fn node(&self) -> anyhow::Result<Node> {
+        Node::connect(self.ports.data, &self.template.node).await
+    }
+
+    /// The DEKs that nodes hold already.
+    pub fn old_deks(&self) -> &[Wrapped] {
+        &self.template.wrapped
+    }
+
     /// Wraps and unwraps, and counts older DEKs that do not unwrap any more.
     ///
     /// # Errors
     /// When the agent does not serve.
     pub async fn unreadable(&self) -> anyhow::Result<usize> {
-        let mut node = Node::connect(self.ports.data, &self.template.node).await?;
+        let mut node = self.node().await?;
         let mut unreadable = 0;
         for wrapped in &self.template.wrapped {
             // A key that does not open fails the whole call, so one at a time.
@@ -163,6 +184,14 @@ impl Stage {
         self.enrol().await.err().map(|error| format!("{error:#}"))
     }
 
+    /// The agent's metrics.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        http::get(self.ports.ops, "/metrics")?.ok()
+    }
+
     /// What the agent logged since its start.
     ///
     /// # Errors
@@ -183,13 +212,9 @@ impl Stage {
     ///
     /// # Errors
     /// When it does not run or does not end well.
-    pub fn stop(&mut self) -> anyhow::Result<()> {
-        let mut child = self.child.take().context("the agent does not run")?;
-        child.signal(Signal::TERM)?;
-        match child.wait_exit(LIMIT)? {
-            status if status.success() => Ok(()),
-            status => bail!("the agent ended with {status}"),
-        }
+    pub async fn stop(&mut self) -> anyhow::Result<()> {
+        // Not by a wait that blocks: this end of its connections must answer while it drains.
+        trial::stop(self.child.take().context("the agent does not run")?).await
     }
 
     /// Judges store and audit of an agent that has stopped after the second node was enrolled.

@@ -230,7 +230,7 @@ impl Trial<'_> {
 }
 
 /// Stops an agent as an operator would.
-async fn stop(mut child: Child) -> anyhow::Result<()> {
+pub(super) async fn stop(mut child: Child) -> anyhow::Result<()> {
     child.signal(Signal::TERM)?;
     if !ended_within(&mut child, END_LIMIT).await? {
         bail!("it does not stop");

@@ -129,6 +129,10 @@ fn warnings(
         let text = format!("{} stored keys do not open", agent.damaged);
         warnings.push(warning("store_damaged", text, "look at the agent's log; restore a backup"));
     }
+    if agent.damaged_records() > 0 {
+        let text = format!("{} stored records are damaged and left out", agent.damaged_records());
+        warnings.push(warning("store_damaged", text, "look at the agent's log; restore a backup"));
+    }
     if let Some(why) = agent.changes.unconfirmed() {
         let remedy = "on the agent's host, run `kms-agent restore --confirm`";
         warnings.push(warning("recovered_unconfirmed", why.to_string(), remedy));

@@ -31,10 +31,12 @@ pub enum LoadError {
     #[error("the store has no private key for the active {0} CA; restore a backup")]
     NoKey(&'static str),
     /// The sealed private key does not open.
-    #[error("the {kind} CA's private key does not open")]
+    #[error("the {kind} CA's private key in row {row} does not open; restore a backup")]
     Open {
         /// Root or issuing.
         kind: &'static str,
+        /// The row.
+        row: String,
         /// Why.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
@@ -124,7 +126,10 @@ where
     let row = rows::authority_key(kind, generation);
     let sealed = ledger.scan_rows(row.as_str()).await?.into_iter().next();
     let sealed = sealed.ok_or(LoadError::NoKey(kind))?;
-    open(&row, &sealed.bytes).map_err(|error| LoadError::Open { kind, source: error.into() })
+    open(&row, &sealed.bytes).map_err(|error| {
+        let row = row.as_str().to_owned();
+        LoadError::Open { kind, row, source: error.into() }
+    })
 }
 
 pub(super) fn prefix(kind: &str) -> String {

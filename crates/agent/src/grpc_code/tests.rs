@@ -56,7 +56,7 @@ fn data_errors() -> Vec<(Code, &'static str)> {
     let all = denied.map(DataError::from).into_iter().chain([request]);
     let all = all.chain(versions.map(|refused| DataError::Wrap(refused.into())));
     let all = all.chain(deks.map(|refused| DataError::Wrap(refused.into()))).chain(keys.map(DataError::from));
-    let all = all.chain([DataError::Audit(fleet_kms_audit::NotRecorded)]);
+    let all = all.chain([DataError::Audit(NotRecorded)]);
     all.map(|error| error.code()).collect()
 }
 

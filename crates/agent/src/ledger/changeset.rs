@@ -78,6 +78,11 @@ impl Changeset {
         });
     }
 
+    /// Says whether a row will be written or removed.
+    pub(super) fn writes_to(&self, row: &RowName) -> bool {
+        self.writes.iter().any(|write| write.row == *row)
+    }
+
     /// Returns the store transaction, without the head.
     pub(super) fn txn(&self) -> Txn {
         self.writes.iter().fold(Txn::new(), |txn, write| {

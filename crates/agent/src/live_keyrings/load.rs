@@ -76,10 +76,12 @@ pub struct DamagedKek {
 impl LiveKeyrings {
     /// Reads every keyring and opens every KEK once. A KEK that does not open
     /// is read again; if it still does not, it is reported and the rest serves.
+    /// So is a keyring record that is damaged.
     ///
     /// # Errors
     ///
-    /// When the store cannot be read or a record is damaged.
+    /// When the store cannot be read or a record has no meaning to this
+    /// release.
     pub async fn load(
         ledger: &Ledger,
         store_keys: StoreKeys,
@@ -106,6 +108,7 @@ impl LiveKeyrings {
             store_keys: ArcSwapOption::from_pointee(store_keys),
             clusters: ArcSwap::from_pointee(clusters),
             owners,
+            damaged: ledger.damaged().iter().filter_map(cluster_of_keyring).collect(),
             generator,
         };
         Ok((live, damaged))
@@ -176,7 +179,10 @@ impl LiveKeyrings {
     pub async fn catch_up(&self, ledger: &Ledger) -> Result<usize, LoadError> {
         let mut caught_up = 0;
         for (row, revision) in ledger.scan_revisions(rows::KEYRINGS).await? {
-            let id = row.as_str().strip_prefix(rows::KEYRINGS).and_then(|id| id.parse().ok());
+            let id = cluster_of_keyring(&row);
+            if id.is_some_and(|id| self.damaged.contains(&id)) {
+                continue;
+            }
             let known = id.and_then(|id| self.keyring(&id));
             if known.is_some_and(|known| known.revision >= revision) {
                 continue;
@@ -214,7 +220,7 @@ impl LiveKeyrings {
 /// Reads every keyring with its KEKs.
 async fn read_all(ledger: &Ledger) -> Result<Vec<(ClusterId, Snapshot)>, LoadError> {
     // Keyrings first: whatever another agent adds meanwhile, each of them has its KEKs then.
-    let records = ledger.scan::<KeyringRecord>(rows::KEYRINGS).await?;
+    let records = ledger.scan_sound::<KeyringRecord>(rows::KEYRINGS).await?;
     let keks = ledger.scan_rows(rows::KEKS).await?.into_iter();
     let mut keks: HashMap<String, Row> = keks.map(|row| (row.name.as_str().to_owned(), row)).collect();
     let mut snapshots = Vec::new();
@@ -223,6 +229,10 @@ async fn read_all(ledger: &Ledger) -> Result<Vec<(ClusterId, Snapshot)>, LoadErr
         snapshots.push((id, assemble(&record, id, &mut |name| keks.remove(name))?));
     }
     Ok(snapshots)
+}
+
+fn cluster_of_keyring(row: &RowName) -> Option<ClusterId> {
+    row.as_str().strip_prefix(rows::KEYRINGS).and_then(|id| id.parse().ok())
 }
 
 fn note_damage(id: ClusterId, snapshot: &Snapshot, store_keys: &StoreKeys, damaged: &mut Vec<DamagedKek>) {

@@ -150,7 +150,7 @@ impl Slots {
         };
         let written = self.changes.run(intent, prepare).await.map_err(flatten)?;
         for name in names {
-            self.changes.ledger().forget_settled(name);
+            self.changes.ledger().refresh_settled(name).await?;
         }
         Ok(written)
     }
@@ -159,9 +159,8 @@ impl Slots {
         let ledger = self.changes.ledger();
         let name = row.name.as_str();
         if ledger.is_settled(&row.name) {
-            // Its outcome is in the audit: the row is only in the way. Any other
-            // change's row is the only proof that it happened.
-            changeset.delete_sealed(row);
+            // The commit removes it. Any other change's row is the only proof
+            // that it happened.
             return Ok(());
         }
         let renewed = match kind_of(name) {

@@ -50,14 +50,20 @@ async fn the_proof_of_a_change_without_recorded_outcome_survives_a_store_key_rot
     let first = rig.slots.add(&root("a"), "a").await.unwrap();
     rig.slots.add(&root("b"), "b").await.unwrap();
     // As if the audit's disk had failed after the commit.
-    let mark = Mark { change: ChangeId::from_bytes([7; 16]), intent: Recorded { seq: 9, hash: [7; 32] } };
-    rig.desk.ledger.commit(rig.desk.ledger.changeset(), &mark).await.unwrap();
-
+    let ledger = &rig.desk.ledger;
+    let mark = |n| Mark { change: ChangeId::from_bytes([n; 16]), intent: Recorded { seq: 9, hash: [n; 32] } };
+    let (open, settled) = (mark(7), mark(8));
+    for mark in [&open, &settled] {
+        ledger.commit(ledger.changeset(), mark).await.unwrap();
+    }
     rig.remove(first, "b").await.unwrap();
+    // As a start does with what a crash left.
+    ledger.settle(&settled.change).await.unwrap();
     rig.slots.finish().await.unwrap();
     assert!(!rig.desk.keyrings.is_rotating());
-    assert!(rig.desk.ledger.happened(&mark.change).await.unwrap(), "the next start looks it up");
-    assert!(matches!(rig.desk.ledger.check().await.unwrap(), Integrity::Intact { .. }));
+    assert!(ledger.happened(&open.change).await.unwrap(), "the next start looks it up");
+    assert!(!ledger.happened(&settled.change).await.unwrap(), "nobody needs it any more");
+    assert!(matches!(ledger.check().await.unwrap(), Integrity::Intact { .. }));
 }
 
 #[tokio::test]

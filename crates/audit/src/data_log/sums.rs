@@ -24,8 +24,10 @@ const OTHERS: &str = "(others)";
 #[derive(Default)]
 pub(super) struct Sums {
     hasher: RandomState,
-    shards: [Mutex<HashMap<String, Vec<(Key, Sum)>>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
 }
+
+type Shard = HashMap<String, Vec<(Key, Sum)>>;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key {

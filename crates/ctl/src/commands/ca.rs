@@ -42,7 +42,8 @@ async fn rotate(
         changes::apply_dangerous(session, &request, args, &danger).await?
     } else {
         let body = RotateCa { root };
-        let request = Request { operation: Operation::RotateCa, path: &[], body: Some(&body), revision: None };
+        let request =
+            Request { operation: Operation::RotateCa, path: &[], body: Some(&body), revision: None };
         changes::apply(session, &request, &args.change).await?
     };
     let kept = rotated.result.as_ref().map_or(Ok(()), |result| keep(session, result));

@@ -143,6 +143,9 @@ pub enum Refusal {
     VersionDisabled = 2,
     /// As before; the version is destroyed.
     VersionDestroyed = 3,
+    /// As before; the agent's stored key of the version does not open. A call
+    /// whose every item is so fails as a whole, with the reason "damaged".
+    KeyDamaged = 4,
 }
 impl Refusal {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -155,6 +158,7 @@ impl Refusal {
             Self::NotOurs => "REFUSAL_NOT_OURS",
             Self::VersionDisabled => "REFUSAL_VERSION_DISABLED",
             Self::VersionDestroyed => "REFUSAL_VERSION_DESTROYED",
+            Self::KeyDamaged => "REFUSAL_KEY_DAMAGED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -164,6 +168,7 @@ impl Refusal {
             "REFUSAL_NOT_OURS" => Some(Self::NotOurs),
             "REFUSAL_VERSION_DISABLED" => Some(Self::VersionDisabled),
             "REFUSAL_VERSION_DESTROYED" => Some(Self::VersionDestroyed),
+            "REFUSAL_KEY_DAMAGED" => Some(Self::KeyDamaged),
             _ => None,
         }
     }
