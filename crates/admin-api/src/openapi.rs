@@ -242,7 +242,7 @@ fn search_parameters() -> Vec<Parameter> {
         ("from", "Not before this time.", time()),
         ("to", "Before this time.", time()),
         ("who", "A part of the identity that asked.", searched()),
-        ("cluster", "Name or cluster id.", text(63).min_length(Some(1))),
+        ("cluster", "Name or cluster id.", searched()),
         ("action", "What was done or called.", searched()),
         (
             "outcome",

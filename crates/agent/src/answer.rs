@@ -243,7 +243,12 @@ impl Answers {
 /// Says why calls fail, with the id that their senders logged, and not once for
 /// each call.
 #[derive(Default)]
-struct Failures(Mutex<HashMap<(&'static str, &'static str), (Instant, u64)>>);
+struct Failures(Mutex<HashMap<Kind, Logged>>);
+
+/// Operation and outcome of a failure.
+type Kind = (&'static str, &'static str);
+/// When it was logged last, and how many were not since.
+type Logged = (Instant, u64);
 
 impl Failures {
     fn log(
