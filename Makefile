@@ -1,5 +1,5 @@
 # fleet-kms: `make help` lists the targets.
-.PHONY: attacks audit-bench audit-crash simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi roles crash
+.PHONY: schemathesis admin-load attacks audit-bench audit-crash simulate help demo demo-stop bench fuzz test test-matrix check fmt-check lint doc deny proto proto-check openapi roles crash
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -58,8 +58,18 @@ proto: ## generate crates/proto/src/generated from proto/
 proto-check: proto ## fail when the generated code differs from proto/
 	git diff --exit-code -- crates/proto/src/generated
 
-openapi: ## write docs/openapi.json from the admin API's types
-	UPDATE_OPENAPI=1 cargo test -q -p fleet-kms-admin-api the_document_in_the_tree
+openapi: ## write docs/openapi.json and docs/admin-api.md from the admin API's types
+	UPDATE_OPENAPI=1 cargo test -q -p fleet-kms-admin-api in_the_tree
+
+schemathesis: ## try every operation of the admin API by its own document, EXAMPLES=200 each (make test: 8)
+	cargo build --bins
+	FLEET_KMS_SCHEMATHESIS_EXAMPLES=$(or $(EXAMPLES),200) \
+		cargo test -p fleet-kms-tests --test schemathesis -- --nocapture
+
+admin-load: ## data calls while 200 admins list 10,000 clusters, in one run: figures, about 3 minutes
+	CARGO_PROFILE_DEV_OPT_LEVEL=2 cargo build --bins
+	CARGO_PROFILE_DEV_OPT_LEVEL=2 CLUSTERS=10000 ADMINS=200 SECONDS_EACH=10 \
+		cargo test -p fleet-kms-tests --test admin_load -- --nocapture
 
 roles: ## write docs/admin-roles.md from the authorization table
 	UPDATE_ROLES=1 cargo test -q -p fleet-kms-agent --lib the_documented_roles

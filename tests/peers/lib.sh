@@ -11,6 +11,11 @@ peers_cache() {
     printf '%s\n' "${XDG_CACHE_HOME:-$HOME/.cache}/fleet-kms/peers"
 }
 
+# Tools that only tests use, one name with its version each.
+tools_cache() {
+    printf '%s\n' "${XDG_CACHE_HOME:-$HOME/.cache}/fleet-kms/tools"
+}
+
 say() {
     printf '%s\n' "$*" >&2
 }

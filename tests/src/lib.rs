@@ -9,6 +9,7 @@ pub mod http;
 pub mod child;
 pub mod peer;
 pub mod peers;
+pub mod tools;
 pub mod kms_client;
 pub mod etcd;
 pub mod encryption_config;

@@ -1,6 +1,9 @@
 //! The OpenAPI 3.1 document, made from the table of operations and the types.
 //!
-//! `docs/openapi.json` is this document; a test compares the two.
+//! `docs/openapi.json` is this document, and `docs/admin-api.md` the same for people; a test compares them.
+
+#[cfg(test)]
+mod reference;
 
 use serde_json::json;
 use utoipa::ToSchema;
@@ -248,7 +251,12 @@ fn page_parameters(operation: Operation) -> Vec<Parameter> {
         .default(Some(json!(DEFAULT_LIMIT)));
     let mut parameters = vec![
         optional("limit", ParameterIn::Query, "Items wanted.", limit),
-        optional("after", ParameterIn::Query, "The `next` of the page before.", text(MAX_CURSOR)),
+        optional(
+            "after",
+            ParameterIn::Query,
+            "The `next` of the page before.",
+            text(MAX_CURSOR).min_length(Some(1)),
+        ),
     ];
     match operation {
         Operation::ListClusters => parameters.push(optional(
@@ -280,7 +288,7 @@ fn search_parameters() -> Vec<Parameter> {
         ("from", "Not before this time.", time()),
         ("to", "Before this time.", time()),
         ("who", "A part of the identity that asked.", searched()),
-        ("cluster", "Name or cluster id.", text(63).min_length(Some(1))),
+        ("cluster", "Name or cluster id.", searched()),
         ("action", "What was done or called.", searched()),
         (
             "outcome",
@@ -296,7 +304,12 @@ fn search_parameters() -> Vec<Parameter> {
 fn change_parameters(operation: Operation) -> Vec<Parameter> {
     let query = ParameterIn::Query;
     let mut parameters = vec![
-        optional("reason", query.clone(), "Why; stands in the audit record.", text(MAX_REASON)),
+        optional(
+            "reason",
+            query.clone(),
+            "Why; stands in the audit record. At most 512 bytes.",
+            text(MAX_REASON).pattern(Some("^[^\\u0000-\\u001f\\u007f-\\u009f]*$")),
+        ),
         optional(
             "dry_run",
             query,
@@ -337,6 +350,21 @@ mod tests {
         }
         let tree = std::fs::read_to_string(PATH).unwrap_or_default();
         assert!(tree == now, "docs/openapi.json is behind: run `make openapi` and look at the diff");
+    }
+
+    #[test]
+    fn the_page_in_the_tree_is_the_one_of_the_document_in_the_tree() {
+        const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/admin-api.md");
+        let document = serde_json::from_str(&document_json()).unwrap();
+        let now = reference::page(&document);
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            std::fs::write(PAGE, &now).unwrap();
+        }
+        let tree = std::fs::read_to_string(PAGE).unwrap_or_default();
+        assert!(tree == now, "docs/admin-api.md is behind: run `make openapi` and look at the diff");
+        for operation in Operation::ALL {
+            assert!(now.contains(&format!("Operation `{}`.", operation.id())), "{operation}");
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct CreateToken {
     pub cidr: Option<String>,
     /// How many nodes may use it; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false, minimum = 1)]
+    #[schema(nullable = false, minimum = 1, maximum = 10000)]
     pub uses: Option<u32>,
     /// How long it is valid, up to a year; 15 minutes when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,8 +2,9 @@
 //! asks for the permit, and says afterwards what came of it, to the audit and
 //! to the metrics. A handler names neither.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use fleet_kms_audit::{Call as AuditCall, CallRecord, DataLog, Denial, NotRecorded};
@@ -11,12 +12,15 @@ use fleet_kms_identity::ClusterUuid;
 use fleet_kms_keyring::Version;
 use fleet_kms_transport::Clock;
 use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
 
 use crate::authz::{Action, Denied, Permit, Policy};
 use crate::caller::Caller;
 use crate::enrolment::issue::Issuer;
+use crate::errors::chain;
 use crate::grpc_code::DataError;
 use crate::metrics::Metrics;
+use crate::request_id::is_well_formed;
 use crate::sightings::Sightings;
 
 /// What a handler works with.
@@ -31,6 +35,15 @@ pub struct Call<A, In> {
     pub now: SystemTime,
 }
 
+/// The metadata key that carries the id of a sidecar's call (docs/wire-format.md).
+const REQUEST_ID: &str = "x-request-id";
+
+/// Between two log lines about the same outcome of the same operation: what
+/// fails for one node often fails for all.
+const LOG_EVERY: Duration = Duration::from_secs(10);
+
+/// The outcome of what was done.
+const OK: &str = "ok";
 /// How long a call waits for its record before it counts as one that cannot be
 /// recorded: a third of what an API server waits for its answer.
 const RECORD_WAIT: Duration = Duration::from_secs(1);
@@ -50,7 +63,7 @@ pub struct Said {
 impl Said {
     /// The DEK was wrapped or unwrapped under `version`.
     pub fn ok(version: Version) -> Self {
-        Self { version: Some(version), outcome: "ok" }
+        Self { version: Some(version), outcome: OK }
     }
 }
 
@@ -63,6 +76,7 @@ pub struct Answers {
     sightings: Arc<Sightings>,
     clock: Clock,
     monotonic: fn() -> Instant,
+    failures: Failures,
 }
 
 impl Answers {
@@ -75,7 +89,7 @@ impl Answers {
         clock: Clock,
         monotonic: fn() -> Instant,
     ) -> Self {
-        Self { policy, issuer, audit, metrics, sightings, clock, monotonic }
+        Self { policy, issuer, audit, metrics, sightings, clock, monotonic, failures: Failures::default() }
     }
 
     /// Answers one request: who, may they, `handler`, say so.
@@ -84,6 +98,22 @@ impl Answers {
     ///
     /// When the caller may not, or the handler fails.
     pub async fn answer<A, In, Out, F>(
+        &self,
+        operation: &'static str,
+        request: Request<In>,
+        handler: impl FnOnce(Call<A, In>) -> F,
+    ) -> Result<Response<Out>, Status>
+    where
+        A: Action,
+        F: Future<Output = Result<(Out, Vec<Said>), DataError>>,
+    {
+        let id = request.metadata().get(REQUEST_ID).map_or(&b""[..], |id| id.as_encoded_bytes());
+        let id = std::str::from_utf8(id).ok().filter(|id| is_well_formed(id.as_bytes())).unwrap_or("-");
+        let span = tracing::info_span!("call", operation, request = id);
+        self.answer_one(operation, request, handler).instrument(span).await
+    }
+
+    async fn answer_one<A, In, Out, F>(
         &self,
         operation: &'static str,
         request: Request<In>,
@@ -118,8 +148,18 @@ impl Answers {
             Ok(()) => result,
             Err(not_recorded) => Err(not_recorded.into()),
         };
-        let outcome = result.as_ref().map_or_else(|error| error.code().1, |_| "ok");
+        // A batch counts as its first item that was not simply done.
+        let outcome = match &result {
+            Ok((_, said)) => {
+                said.iter().map(|said| said.outcome).find(|outcome| *outcome != OK).unwrap_or(OK)
+            }
+            Err(error) => error.code().1,
+        };
         self.metrics.call(operation, outcome, elapsed);
+        tracing::debug!(outcome, ?elapsed, "answered");
+        if let Err(error) = &result {
+            self.failures.log(operation, outcome, error, &caller, (self.monotonic)());
+        }
         if let Err(DataError::Denied(denied)) = &result {
             self.say_denied(operation, &caller, *denied, now);
         }
@@ -197,5 +237,40 @@ impl Answers {
         if let (Denied::Superseded, Some(caller)) = (denied, caller) {
             self.sightings.superseded(caller);
         }
+    }
+}
+
+/// Says why calls fail, with the id that their senders logged, and not once for
+/// each call.
+#[derive(Default)]
+struct Failures(Mutex<HashMap<Kind, Logged>>);
+
+/// Operation and outcome of a failure.
+type Kind = (&'static str, &'static str);
+/// When it was logged last, and how many were not since.
+type Logged = (Instant, u64);
+
+impl Failures {
+    fn log(
+        &self,
+        operation: &'static str,
+        outcome: &'static str,
+        error: &DataError,
+        caller: &Option<Caller>,
+        now: Instant,
+    ) {
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let left_out = match logged.get_mut(&(operation, outcome)) {
+            Some((last, left_out)) if now.saturating_duration_since(*last) < LOG_EVERY => {
+                *left_out += 1;
+                return;
+            }
+            Some((_, left_out)) => *left_out,
+            None => 0,
+        };
+        logged.insert((operation, outcome), (now, 0));
+        drop(logged);
+        let caller = caller.as_ref().map_or_else(|| NOBODY.to_owned(), |caller| caller.id().to_string());
+        tracing::warn!(caller, outcome, error = chain(error), left_out, "a call was refused");
     }
 }

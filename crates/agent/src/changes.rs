@@ -19,6 +19,10 @@ use crate::ledger::{Changeset, Generator, HeadError, Ledger, LedgerError, Mark, 
 use crate::trail::{Event, Intent};
 use crate::witness::{Seen, Witness};
 
+mod tally;
+
+pub use tally::Tally;
+
 /// Times a change is decided again because the store changed meanwhile.
 const ATTEMPTS: usize = 8;
 
@@ -85,6 +89,7 @@ pub struct Changes {
     refused: AtomicU64,
     clock: Clock,
     generator: Generator,
+    tally: Tally,
 }
 
 impl Changes {
@@ -109,7 +114,13 @@ impl Changes {
             refused: AtomicU64::new(0),
             clock,
             generator,
+            tally: Tally::default(),
         }
+    }
+
+    /// Returns how changes ended.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Says why all changes are refused, if they are.
@@ -242,6 +253,22 @@ impl Changes {
     ///
     /// As [`Self::run`].
     pub async fn run_applied<T, R, E, F, P>(
+        &self,
+        intent: Intent,
+        prepare: P,
+        apply: impl FnOnce(T, Revision) -> R + Send,
+    ) -> Result<R, ChangeError<E>>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<(Changeset, T), E>> + Send,
+        P: Fn() -> F + Send + Sync,
+    {
+        let ended = self.recorded(intent, prepare, apply).await;
+        self.tally.note(&ended);
+        ended
+    }
+
+    async fn recorded<T, R, E, F, P>(
         &self,
         intent: Intent,
         prepare: P,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use fleet_kms_identity::{Serial, SpiffeId};
+use fleet_kms_identity::{ClusterUuid, Serial, SpiffeId, Subject};
 use fleet_kms_keyring::ClusterId;
 use fleet_kms_store::Revision;
 
@@ -90,6 +90,8 @@ pub enum IdentityError {
 #[derive(Default)]
 pub struct LiveIdentities {
     by_id: RwLock<HashMap<SpiffeId, Seat>>,
+    /// How many nodes each cluster has, so that a list of clusters need not look at every node.
+    nodes: RwLock<HashMap<ClusterUuid, u32>>,
     restored: RwLock<Option<Restored>>,
 }
 
@@ -143,10 +145,19 @@ impl LiveIdentities {
         all
     }
 
-    /// Looks at all identities, in no order.
-    pub fn for_each(&self, mut look: impl FnMut(&Arc<LiveIdentity>)) {
-        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
-        by_id.values().filter_map(|seat| seat.identity.as_ref()).for_each(&mut look);
+    /// Returns how many nodes a cluster has, banned ones included.
+    pub fn nodes_of(&self, cluster: &ClusterUuid) -> u32 {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner).get(cluster).copied().unwrap_or(0)
+    }
+
+    /// Looks at all identities, in no order; not under the lock, for whom the
+    /// data path waits.
+    pub fn for_each(&self, look: impl FnMut(&Arc<LiveIdentity>)) {
+        let all: Vec<Arc<LiveIdentity>> = {
+            let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+            by_id.values().filter_map(|seat| seat.identity.clone()).collect()
+        };
+        all.iter().for_each(look);
     }
 
     /// Makes a committed identity visible to the next call, unless a later
@@ -163,9 +174,16 @@ impl LiveIdentities {
 
     fn seat(&self, id: SpiffeId, seat: Seat) {
         let mut by_id = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        if by_id.get(&id).is_none_or(|known| known.revision <= seat.revision) {
-            by_id.insert(id, seat);
+        if by_id.get(&id).is_some_and(|known| known.revision > seat.revision) {
+            return;
         }
+        if let Subject::Node { cluster, .. } = &id.subject {
+            let was = by_id.get(&id).is_some_and(|known| known.identity.is_some());
+            let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+            let count = nodes.entry(*cluster).or_default();
+            *count = (*count + u32::from(seat.identity.is_some())).saturating_sub(u32::from(was));
+        }
+        by_id.insert(id, seat);
     }
 }
 
@@ -232,6 +250,28 @@ mod tests {
         assert!(identities.all().is_empty());
         identities.publish(identity(10, false));
         assert_eq!(identities.all().len(), 1);
+    }
+
+    #[test]
+    fn nodes_are_counted_as_they_come_and_go() {
+        let node = |name: &str, revision| LiveIdentity {
+            id: format!("spiffe://fleet.test/cluster/0b5e1a52-7c1f-4f0e-9a36-5d0c3a1f2e44/node/{name}")
+                .parse()
+                .unwrap(),
+            ..identity(revision, false)
+        };
+        let identities = LiveIdentities::default();
+        let Subject::Node { cluster, .. } = node("a", 1).id.subject else { panic!("a node") };
+        for (name, revision) in [("a", 1), ("a", 2), ("b", 3)] {
+            identities.publish(node(name, revision));
+        }
+        identities.publish(identity(4, false));
+        assert_eq!(identities.nodes_of(&cluster), 2);
+        identities.remove(&node("a", 1).id, Revision(1));
+        assert_eq!(identities.nodes_of(&cluster), 2, "late word of an earlier removal");
+        identities.remove(&node("a", 1).id, Revision(5));
+        identities.remove(&node("a", 1).id, Revision(6));
+        assert_eq!(identities.nodes_of(&cluster), 1);
     }
 
     #[test]

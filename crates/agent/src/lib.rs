@@ -17,6 +17,7 @@ pub mod turned_away;
 pub mod in_flight;
 pub mod data_plane;
 pub mod answer;
+pub mod request_id;
 pub mod caller;
 pub mod authz;
 pub mod turns;
@@ -24,8 +25,10 @@ pub mod live_keyrings;
 pub mod grpc_code;
 pub mod metrics;
 
+pub mod aside;
 pub mod admin;
 pub mod ops;
+pub mod scrape;
 pub mod enrolment;
 pub mod ca;
 pub mod control_plane;

@@ -1,5 +1,6 @@
-//! The agent's metrics. Label sets are closed; `docs/metrics.md` has one line
-//! for each series.
+//! What the agent counts as it happens; what it reads off its memory at a
+//! scrape is in `scrape.rs`. Label sets are closed; `docs/metrics.md` has one
+//! line for each series.
 
 use std::time::Duration;
 
@@ -9,7 +10,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-/// Labels of a data call.
+/// Stands before the name of every series.
+pub const PREFIX: &str = "fleet_kms_agent";
+
+/// Labels of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CallLabels {
     operation: &'static str,
@@ -27,21 +31,26 @@ struct RefusedLabels {
 pub struct Metrics {
     calls: Family<CallLabels, Histogram, fn() -> Histogram>,
     tls_refused: Family<RefusedLabels, Counter>,
+    accept_failures: Counter,
 }
 
 impl Metrics {
     /// Registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix(PREFIX);
         // 25 µs to 0.8 s: a wrap takes microseconds, a deadline three seconds.
         let calls = Family::<CallLabels, Histogram, fn() -> Histogram>::new_with_constructor(|| {
             Histogram::new(exponential_buckets(0.000_025, 2.0, 16))
         });
-        let help = "Time to answer a data call, by operation and outcome";
-        registry.register_with_unit("fleet_kms_agent_call_duration", help, Unit::Seconds, calls.clone());
+        let help = "Time to answer a call, by operation and outcome";
+        registry.register_with_unit("call_duration", help, Unit::Seconds, calls.clone());
         let tls_refused = Family::default();
         let help = "Connections that came to no call, by port and reason; most fail in the TLS handshake";
-        registry.register("fleet_kms_agent_tls_refused", help, tls_refused.clone());
-        Self { calls, tls_refused }
+        registry.register("tls_refused", help, tls_refused.clone());
+        let accept_failures = Counter::default();
+        let help = "Connections that the system did not hand over, as when files run out";
+        registry.register("accept_failures", help, accept_failures.clone());
+        Self { calls, tls_refused, accept_failures }
     }
 
     /// Counts one connection that came to no call.
@@ -49,7 +58,12 @@ impl Metrics {
         self.tls_refused.get_or_create(&RefusedLabels { port, reason }).inc();
     }
 
-    /// Counts one data call.
+    /// Counts one connection that the system did not hand over.
+    pub fn accept_failed(&self) {
+        self.accept_failures.inc();
+    }
+
+    /// Counts one call.
     pub fn call(&self, operation: &'static str, outcome: &'static str, elapsed: Duration) {
         let labels = CallLabels { operation, outcome };
         self.calls.get_or_create(&labels).observe(elapsed.as_secs_f64());

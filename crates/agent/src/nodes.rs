@@ -39,6 +39,11 @@ impl Nodes {
         self.reports.write().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), report);
     }
 
+    /// Returns when a node last reported to this agent since its start.
+    pub fn last_seen(&self, node: &SpiffeId) -> Option<SystemTime> {
+        self.reports.read().unwrap_or_else(PoisonError::into_inner).get(node).map(|report| report.seen)
+    }
+
     /// Returns a node's last report to this agent since its start.
     pub fn find(&self, node: &SpiffeId) -> Option<NodeReport> {
         self.reports.read().unwrap_or_else(PoisonError::into_inner).get(node).cloned()

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use fleet_kms_process::hardening::{self, Plan, Warning};
 use fleet_kms_process::listen::{self, ListenError};
+use fleet_kms_process::ops::register_log_drops;
 use fleet_kms_process::{clock as clocks, exit, logging, runtime, signals};
 use fleet_kms_proto::agent::data_plane_server::DataPlaneServer;
 use fleet_kms_proto::agent::enrolment_server::EnrolmentServer;
@@ -20,6 +21,7 @@ use fleet_kms_transport::deadline::DeadlineLayer;
 use fleet_kms_transport::{
     ClientAuth, Clock, Connections, Drain, Roots, ServeLimits, ServerTls, TlsPort, agent_tls,
 };
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,11 +35,12 @@ use crate::errors::chain;
 use crate::grpc_code::with_reason;
 use crate::in_flight::InFlightLayer;
 use crate::ledger::Generator;
+use crate::metrics::PREFIX;
 use crate::rotation::Schedule;
 use crate::slots::reseal;
 use crate::trail::upkeep;
 use crate::turned_away::TurnedAway;
-use crate::{admin, backup, high_water, local, ops, wraps};
+use crate::{admin, aside, backup, high_water, local, ops, wraps};
 
 /// The largest request of the data port: 512 wrapped DEKs of 32 bytes are 49 KiB.
 const MAX_DATA_REQUEST: usize = 64 << 10;
@@ -123,7 +126,14 @@ pub fn run(mut config: Config, generator: Generator) -> Result<(), ServeError> {
     let warnings = hardening::apply(&plan(&config));
     let runtime = runtime::multi_thread().map_err(ServeError::Start)?;
     let log = logging::init(config.log_format, std::mem::take(&mut config.log_filter))?;
-    let done = runtime.block_on(serve(&config, listeners, warnings, generator));
+    let mut registry = Registry::default();
+    let ours = registry.sub_registry_with_prefix(PREFIX);
+    register_log_drops(ours, &log);
+    let missing = Gauge::<i64>::default();
+    missing.set(i64::try_from(warnings.len()).unwrap_or(i64::MAX));
+    let help = "Protections that this machine refused at start; the log names them";
+    ours.register("missing_protections", help, missing);
+    let done = runtime.block_on(serve(&config, listeners, warnings, registry, generator));
     // What is still running holds nothing that must be finished.
     runtime.shutdown_timeout(Duration::from_secs(1));
     drop(log);
@@ -166,13 +176,13 @@ async fn serve(
     config: &Config,
     listeners: Listeners,
     warnings: Vec<Warning>,
+    mut registry: Registry,
     generator: Generator,
 ) -> Result<(), ServeError> {
     for warning in warnings {
         tracing::warn!(%warning, "a protection is missing on this machine");
     }
     let stop = signals::shutdown().map_err(ServeError::Start)?;
-    let mut registry = Registry::default();
     let agent = Agent::open(config, &mut registry, clock(), clocks::monotonic, generator).await?;
     let agent = Arc::new(agent);
     let drain = Drain::new();
@@ -260,12 +270,17 @@ fn spawn_ports(
     };
     tasks.spawn(fleet_kms_transport::serve(listener, enrolment, limits, on("enrolment"), drain.clone()));
 
-    let listener = port(listeners.admin, tls(&roots.admin, ClientAuth::Required).with_http1())?;
     let router = admin::router(Arc::clone(agent), connections.clone());
     let limits = ServeLimits { max_connections_per_identity: ADMIN_PER_IDENTITY, ..ServeLimits::default() };
-    tasks.spawn(fleet_kms_transport::serve(listener, router, limits, on("admin"), drain.clone()));
+    let (admin_tls, admin_connections) = (tls(&roots.admin, ClientAuth::Required).with_http1(), on("admin"));
+    let (listener, admin_drain) = (listeners.admin, drain.clone());
+    let served = aside::run("admin", move || {
+        let listener = TlsPort::from_std(listener, admin_tls)?;
+        Ok(fleet_kms_transport::serve(listener, router, limits, admin_connections, admin_drain))
+    });
+    tasks.spawn(served.map_err(ServeError::Start)?);
 
-    ops::spawn(tasks, agent, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
+    ops::spawn(tasks, agent, connections, listeners.ops, registry, drain.clone()).map_err(ServeError::Start)
 }
 
 fn spawn_work(tasks: &TaskTracker, agent: &Arc<Agent>, config: &Config, stop: &CancellationToken) {

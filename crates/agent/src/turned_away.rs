@@ -51,6 +51,7 @@ impl TurnedAway {
         Arc::new(move |event| match event {
             ConnectionEvent::Refused { port, source, refusal } => self.refused(port, *source, refusal),
             ConnectionEvent::AcceptFailed(error) => {
+                self.metrics.accept_failed();
                 self.log("any", "accept_failed", || {
                     format!("connections cannot be accepted: {error}; is LimitNOFILE too low?")
                 });

@@ -17,10 +17,15 @@ use fleet_kms_admin_api::change::IDEMPOTENCY_KEY;
 use fleet_kms_admin_api::operations::percent_encode;
 use fleet_kms_admin_api::{AuditQuery, AuditRecord, Change, Operation, Page, PageQuery, Problem, Status};
 
+use crate::progress::Progress;
+
 use link::{Link, LinkError};
 
 /// Items asked for on one page.
 const PAGE: u32 = 500;
+
+/// What a person reads while an answer takes long.
+const WAITING: &str = "waiting for the agent";
 
 /// The most items of a list that are collected: ten times the largest fleet.
 const MAX_ITEMS: usize = 1_000_000;
@@ -85,6 +90,7 @@ impl Client {
         path: &[&str],
     ) -> Result<T, ClientError> {
         let request = request(operation, path, &[]).body(Bytes::new());
+        let _progress = Progress::begin(WAITING);
         self.send(request).await
     }
 
@@ -138,9 +144,11 @@ impl Client {
     ) -> Result<Vec<T>, ClientError> {
         let mut items = Vec::new();
         let mut query = PageQuery { limit: Some(PAGE), after: None };
+        let progress = Progress::begin(WAITING);
         loop {
             let page = self.page(operation, path, &query, filters).await?;
             items.extend(page.items);
+            progress.items(items.len());
             if page.next.is_none() {
                 return Ok(items);
             }
@@ -199,6 +207,7 @@ impl Client {
             }
             None => Bytes::new(),
         };
+        let _progress = Progress::begin(WAITING);
         self.send(request.body(bytes)).await
     }
 

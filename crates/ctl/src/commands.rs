@@ -28,6 +28,7 @@ use crate::console::Console;
 use crate::contexts::{Context, Contexts};
 use crate::failure::{Exit, Failure};
 use crate::output;
+use crate::progress::Progress;
 
 /// Runs a command and answers its exit code.
 pub async fn run(cli: Cli, console: &mut Console) -> u8 {
@@ -78,7 +79,9 @@ impl Session<'_> {
         if self.client.is_none() {
             let context = self.context()?;
             let timeout = self.global.timeout.as_duration();
+            let connecting = Progress::begin("connecting to the agent");
             let link = Link::open(&context, timeout, clock::now()).await?;
+            drop(connecting);
             self.client = Some(Client::new(link, timeout));
         }
         Ok(self.client.as_mut().expect("it was just set"))

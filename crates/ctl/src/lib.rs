@@ -11,5 +11,6 @@ pub mod worker_identity;
 pub mod client;
 pub mod commands;
 pub mod console;
+mod progress;
 pub mod output;
 pub mod failure;

@@ -2,12 +2,15 @@
 //!
 //! `/livez` says only that the process answers: it must never look at a peer, a store or a disk, or an outage
 //! elsewhere restarts this process too. `/readyz` says in one line why not; whoever gives the state must have it at
-//! hand, because a probe must not cause a call. On another address than loopback there is only `/metrics`.
+//! hand, because a probe must not cause a call. On another address than loopback there is only `/metrics`, as
+//! OpenMetrics for who asks for it and as Prometheus text for everybody else.
+
+mod text_format;
 
 use crate::logging;
 use bytes::Bytes;
 use fleet_kms_transport::{Connections, Drain, ServeLimits, TcpPort};
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use prometheus_client::collector::Collector;
@@ -28,7 +31,9 @@ const MAX_CONNECTIONS: usize = 64;
 /// One address, such as a scraper's, must not keep the others out.
 const MAX_CONNECTIONS_PER_SOURCE: usize = 48;
 
-const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text";
+const OPENMETRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 
 type Readiness = dyn Fn() -> Result<(), String> + Send + Sync;
@@ -52,7 +57,7 @@ impl OpsState {
             return text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         }
         match (request.uri().path(), loopback) {
-            ("/metrics", _) => self.metrics(),
+            ("/metrics", _) => self.metrics(request.headers()),
             ("/livez", true) => text(StatusCode::OK, "ok\n"),
             ("/readyz", true) => match (self.ready)() {
                 Ok(()) => text(StatusCode::OK, "ok\n"),
@@ -63,10 +68,13 @@ impl OpsState {
         }
     }
 
-    fn metrics(&self) -> Response<Full<Bytes>> {
+    fn metrics(&self, headers: &HeaderMap) -> Response<Full<Bytes>> {
+        let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let openmetrics = accepted.any(|value| value.contains(OPENMETRICS));
         let mut page = String::new();
         match prometheus_client::encoding::text::encode(&mut page, &self.registry) {
-            Ok(()) => respond(StatusCode::OK, METRICS_TYPE, page),
+            Ok(()) if openmetrics => respond(StatusCode::OK, OPENMETRICS_TYPE, page),
+            Ok(()) => respond(StatusCode::OK, METRICS_TYPE, text_format::from_openmetrics(&page)),
             Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be written\n"),
         }
     }
@@ -124,7 +132,7 @@ impl Service<Request<Incoming>> for Port {
     }
 }
 
-/// Adds the counter of log lines that were lost because nobody read stderr.
+/// Adds the counter of log lines that were lost because nobody read stderr. `registry` brings the program's prefix.
 pub fn register_log_drops(registry: &mut Registry, log: &logging::Guard) {
     registry.register_collector(Box::new(LogDrops(log.dropped_counter())));
 }
@@ -186,6 +194,14 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_openmetrics_gets_it() {
+        let accept = "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;q=0.5";
+        let request = Request::builder().uri("/metrics").header(header::ACCEPT, accept).body(()).unwrap();
+        let answer = state(Ok(())).answer(&request, true);
+        assert_eq!(answer.headers()[header::CONTENT_TYPE], OPENMETRICS_TYPE);
+    }
+
+    #[test]
     fn lost_log_lines_are_a_metric_and_logging_starts_once() {
         let log = logging::init(logging::Format::Text, logging::Filter::default()).unwrap();
         let twice = logging::init(logging::Format::Text, logging::Filter::default());
@@ -213,7 +229,8 @@ mod tests {
         let answer = get(address, "/readyz");
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("no agent answers\n"), "{answer}");
         let metrics = get(address, "/metrics");
-        assert!(metrics.contains("calls_total 7\n") && metrics.contains(METRICS_TYPE), "{metrics}");
+        assert!(metrics.contains("# TYPE calls_total counter\ncalls_total 7\n"), "{metrics}");
+        assert!(metrics.contains(METRICS_TYPE), "{metrics}");
         drain.drain();
         served.join().unwrap().unwrap();
     }

@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::errors::chain;
 use crate::grpc_code::CallError;
 use crate::metrics::{Metrics, OK, Operation};
+use crate::request_id::{self, RequestId, RequestIds};
 
 /// Between two log lines about the same outcome of the same operation. During an
 /// outage every call fails alike.
@@ -47,6 +48,7 @@ struct Shared {
     metrics: Metrics,
     readiness: watch::Sender<Result<(), String>>,
     logged: Mutex<HashMap<(Operation, &'static str), Logged>>,
+    ids: RequestIds,
 }
 
 #[derive(Debug)]
@@ -56,10 +58,11 @@ struct Logged {
 }
 
 impl Answers {
-    /// Not ready until something succeeds.
-    pub fn new(metrics: Metrics) -> Self {
+    /// Not ready until something succeeds. `seed` is this process's own.
+    pub fn new(metrics: Metrics, seed: u64) -> Self {
         let readiness = watch::Sender::new(Err("no kms-agent has answered yet".to_owned()));
-        Self(Arc::new(Shared { metrics, readiness, logged: Mutex::default() }))
+        let ids = RequestIds::new(seed);
+        Self(Arc::new(Shared { metrics, readiness, logged: Mutex::default(), ids }))
     }
 
     /// Runs the body of one handler and makes its outcome known.
@@ -77,15 +80,18 @@ impl Answers {
             Some(Deadline(deadline)) => *deadline - OWN_MARGIN,
             None => arrived + DEFAULT_TIME,
         };
-        let result = body(Call { message: request.into_inner(), deadline }).await;
+        let id = self.0.ids.next();
+        let result = request_id::scope(id, body(Call { message: request.into_inner(), deadline })).await;
         let now = Instant::now();
         let outcome = result.as_ref().map_or_else(CallError::outcome, |_| OK);
-        self.0.metrics.answered(operation, outcome, now.duration_since(arrived));
+        let (took, left) = (now.duration_since(arrived), deadline.saturating_duration_since(now));
+        self.0.metrics.answered(operation, outcome, took, left);
+        tracing::debug!(request = %id, operation = operation.as_str(), outcome, ?took, "answered");
         if operation != Operation::V1Version {
             self.note_health(result.as_ref().err());
         }
         result.map(Response::new).map_err(|error| {
-            self.log(operation, &error, now);
+            self.log(id, operation, &error, now);
             Status::from(error)
         })
     }
@@ -111,7 +117,7 @@ impl Answers {
         let _ = self.0.readiness.subscribe().wait_for(Result::is_err).await;
     }
 
-    fn log(&self, operation: Operation, error: &CallError, now: Instant) {
+    fn log(&self, id: RequestId, operation: Operation, error: &CallError, now: Instant) {
         let mut logged = self.0.logged.lock().unwrap_or_else(PoisonError::into_inner);
         let left_out = match logged.get_mut(&(operation, error.outcome())) {
             Some(entry) if now.duration_since(entry.last) < LOG_EVERY => {
@@ -123,6 +129,7 @@ impl Answers {
         };
         logged.insert((operation, error.outcome()), Logged { last: now, left_out: 0 });
         drop(logged);
-        tracing::warn!(?operation, error = chain(error), left_out, "a call of kube-apiserver failed");
+        let operation = operation.as_str();
+        tracing::warn!(request = %id, operation, error = chain(error), left_out, "a call of kube-apiserver failed");
     }
 }

@@ -27,4 +27,5 @@ pub mod doctor;
 pub mod grpc_code;
 pub mod errors;
 pub mod metrics;
+pub mod request_id;
 pub mod config;

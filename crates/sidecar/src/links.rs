@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout};
 use tonic::{Code, Request, Response, Status};
 
 use crate::agent_link::{AgentLink, LinkContext, LinkState};
-use crate::metrics::{Metrics, OK};
+use crate::metrics::{Metrics, NO_ANSWER, OK, REFUSED, TRANSPORT};
+use crate::request_id;
 
 /// The trailer that makes an error an agent's own (docs/wire-format.md).
 const REASON: &str = "fleet-kms-reason";
@@ -127,6 +128,7 @@ impl Links {
     {
         let mut changes = self.0.context.changes.subscribe();
         let mut tried = Tried::default();
+        let mut failed_over = false;
         loop {
             changes.borrow_and_update();
             let now = Instant::now();
@@ -140,9 +142,17 @@ impl Links {
                     let time = if is_last { left } else { left / 2 };
                     let outcome = timeout(time, attempt(DataPlaneClient::new(service), time)).await;
                     match self.judge(&link, outcome) {
-                        Judged::Answer(answer) => return Ok(answer),
+                        Judged::Answer(answer) => {
+                            if failed_over {
+                                self.0.metrics.failed_over();
+                            }
+                            return Ok(answer);
+                        }
                         Judged::Refused(refusal) => return Err(LinksError::Refused(refusal)),
-                        Judged::TryAnother(refusal) => tried.add(&link, connection, refusal),
+                        Judged::TryAnother(refusal) => {
+                            failed_over = true;
+                            tried.add(&link, connection, refusal);
+                        }
                     }
                 }
                 Pick::AllTried => {
@@ -225,7 +235,7 @@ impl Links {
             }
             Ok(Err(status)) => status,
             Err(_elapsed) => {
-                self.0.metrics.attempted("no_answer");
+                self.0.metrics.attempted(NO_ANSWER);
                 link.suspect(Instant::now());
                 tracing::debug!(agent = link.address(), "no answer in the time of one attempt");
                 return Judged::TryAnother(None);
@@ -233,7 +243,7 @@ impl Links {
         };
         match refusal(&status) {
             Some(refusal) => {
-                self.0.metrics.attempted("refused");
+                self.0.metrics.attempted(REFUSED);
                 link.trust();
                 match refusal.reason == LOCKED {
                     true => Judged::TryAnother(Some(refusal)),
@@ -241,7 +251,7 @@ impl Links {
                 }
             }
             None => {
-                self.0.metrics.attempted("transport");
+                self.0.metrics.attempted(TRANSPORT);
                 link.suspect(Instant::now());
                 tracing::debug!(agent = link.address(), %status, "the connection failed a call");
                 Judged::TryAnother(None)
@@ -250,10 +260,14 @@ impl Links {
     }
 }
 
-/// Puts the time that an attempt may take into its request.
+/// Puts the time that an attempt may take into its request, and the id of the
+/// call that it is made for.
 pub fn attempt_request<T>(message: T, time: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(time);
+    if let Some(id) = request_id::current() {
+        request.metadata_mut().insert(request_id::HEADER, id);
+    }
     request
 }
 

@@ -31,7 +31,7 @@ use crate::enrolment::Random;
 use crate::errors::chain;
 use crate::kms::Kms;
 use crate::links::Links;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::node_status::NodeStatus;
 use crate::socket::{Bound, ClaimError, Handover, HandoverError, SocketPath, SocketPort, keep_bound};
 use crate::upkeep::{Moved, Upkeep};
@@ -104,7 +104,7 @@ pub fn run(config: Config, replace: bool, random: Random) -> Result<(), RunError
     let upkeep =
         Upkeep { directory, agents: config.agents, node: config.node, time: BelievedTime::default(), random };
     let mut registry = Registry::default();
-    ops::register_log_drops(&mut registry, &log);
+    ops::register_log_drops(registry.sub_registry_with_prefix(metrics::PREFIX), &log);
     let done = runtime.block_on(start(listeners, warnings, upkeep, config.hold_for, registry));
     runtime.shutdown_timeout(SHUTDOWN_WITHIN);
     drop(log);
@@ -173,14 +173,17 @@ async fn start(
     hold_for: Duration,
     mut registry: Registry,
 ) -> Result<(), RunError> {
+    let missing = warnings.len();
     for warning in warnings {
         tracing::warn!(%warning, "a protection is missing on this machine");
     }
     let stop = signals::shutdown().map_err(RunError::Start)?;
     let metrics = Metrics::register(&mut registry);
+    metrics.set_missing_protections(missing);
     let links = Links::new(LinkContext::new(seed(upkeep.random)), hold_for, metrics.clone());
     let node_status = NodeStatus::new(links.clone(), metrics.clone());
-    let answers = Answers::new(metrics.clone());
+    let answers = Answers::new(metrics.clone(), seed(upkeep.random));
+    let connections = Connections::observed_by(metrics.observer());
     let service = Kms::service(links.clone(), node_status.clone(), answers.clone());
     let moved = Moved { links: links.clone(), node_status, answers: answers.clone(), metrics };
 
@@ -189,7 +192,7 @@ async fn start(
     let ops_state = OpsState::new(registry, move || answers.readiness());
     let ops = tokio::spawn(ops::serve(listeners.ops, ops_state, Connections::new(), drain.clone()));
     let limits = ServeLimits { max_connections: MAX_CONNECTIONS, ..ServeLimits::default() };
-    let serving = tokio::spawn(serve(port, service, limits, Connections::new(), drain.clone()));
+    let serving = tokio::spawn(serve(port, service, limits, connections, drain.clone()));
     let _upkeep = AbortOnDropHandle::new(tokio::spawn(upkeep.run(moved)));
     tracing::info!("serving kube-apiserver");
 

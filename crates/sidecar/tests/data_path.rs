@@ -55,7 +55,9 @@ async fn v1_encrypts_and_decrypts_through_an_agent() {
     }
     let metrics = node.scrape();
     assert!(
-        metrics.contains("kms_sidecar_calls_total{operation=\"V1Encrypt\",outcome=\"ok\"} 3"),
+        metrics.contains(
+            "fleet_kms_sidecar_call_duration_seconds_count{operation=\"v1_encrypt\",outcome=\"ok\"} 3"
+        ),
         "{metrics}"
     );
     assert_eq!(node.answers.readiness(), Ok(()));

@@ -51,7 +51,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Metrics::register(&mut Registry::default());
     let links = Links::new(LinkContext::new(1), config.hold_for, metrics.clone());
     let node_status = NodeStatus::new(links.clone(), metrics.clone());
-    let answers = Answers::new(metrics.clone());
+    let answers = Answers::new(metrics.clone(), 1);
     let upkeep = Upkeep {
         directory: Directory::open(&config.identity_directory)?,
         agents: config.agents,

@@ -25,7 +25,6 @@ pub(super) async fn list(
     let permit = call.fleet::<actions::ClusterList>()?;
     let Paging { limit, mut after } = paging(query.limit, query.after)?;
     let agent = call.agent();
-    let nodes = views::nodes_by_cluster(agent);
     let now = (agent.clock())();
     let mut items: Vec<api::Cluster> = Vec::new();
     // An admin of some clusters only: those it may not see do not fill its pages.
@@ -34,8 +33,7 @@ pub(super) async fn list(
         let Some(last) = page.last() else { break };
         after = Some(cursor(&last.name.to_string(), &last.id.to_string()));
         for cluster in page.iter().filter(|cluster| permit.sees(&cluster.id)) {
-            let count = nodes.get(&cluster.id).copied().unwrap_or(0);
-            items.extend(view(agent, cluster, count, now));
+            items.extend(view(agent, cluster, now));
         }
     }
     let more = items.len() > limit;
@@ -112,11 +110,10 @@ pub(super) async fn set_max_offline(
 
 /// A cluster as it is now.
 pub(super) fn current(agent: &Agent, cluster: &LiveClusterName) -> Result<api::Cluster, Refused> {
-    let nodes = views::nodes_by_cluster(agent).get(&cluster.id).copied().unwrap_or(0);
-    view(agent, cluster, nodes, (agent.clock())()).ok_or_else(no_cluster)
+    view(agent, cluster, (agent.clock())()).ok_or_else(no_cluster)
 }
 
-fn view(agent: &Agent, cluster: &LiveClusterName, nodes: u32, now: SystemTime) -> Option<api::Cluster> {
+fn view(agent: &Agent, cluster: &LiveClusterName, now: SystemTime) -> Option<api::Cluster> {
     let snapshot = agent.keyrings.keyring(&cluster.id)?;
-    Some(views::cluster(cluster, &snapshot, nodes, now))
+    Some(views::cluster(cluster, &snapshot, views::nodes_of(agent, &cluster.id), now))
 }

@@ -16,11 +16,13 @@ use fleet_kms_admin_api::Code;
 use fleet_kms_admin_api::change::REQUEST_ID;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
 
 use crate::admin::refusal::Refused;
 use crate::admin::{Admin, say};
 use crate::authz::Denied;
 use crate::caller::Caller;
+use crate::request_id::is_well_formed;
 
 /// Requests of one caller at once.
 const CALLS_EACH: usize = 8;
@@ -38,8 +40,6 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 const CALLERS: usize = 1_024;
 /// What a caller asked for who is no admin: that is not looked at.
 const ANY: &str = "admin_api";
-/// The longest request id that is taken over from the caller.
-const MAX_ID: usize = 64;
 
 /// The places and what each caller has left.
 pub(super) struct Gate {
@@ -110,19 +110,15 @@ impl Budget {
 }
 
 /// Gives the request an id, the caller's own if it is well formed, and puts it
-/// on the answer.
+/// on the answer and on every log line about the request.
 pub(super) async fn number(State(admin): State<Admin>, mut request: Request, next: Next) -> Response {
     let given = request.headers().get(REQUEST_ID).filter(|id| is_well_formed(id.as_bytes())).cloned();
     let id = given.unwrap_or_else(|| random_id(&admin));
     request.headers_mut().insert(REQUEST_ID, id.clone());
-    let mut response = next.run(request).await;
+    let span = tracing::info_span!("admin", request = id.to_str().unwrap_or_default());
+    let mut response = next.run(request).instrument(span).await;
     response.headers_mut().insert(REQUEST_ID, id);
     response
-}
-
-fn is_well_formed(id: &[u8]) -> bool {
-    (1..=MAX_ID).contains(&id.len())
-        && id.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
 fn random_id(admin: &Admin) -> HeaderValue {
@@ -195,13 +191,5 @@ mod tests {
         }
         gate.charge("new", now + Duration::from_secs(10)).map(drop).unwrap();
         assert_eq!(gate.callers.lock().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn only_a_well_formed_id_is_taken_over() {
-        assert!(is_well_formed(b"trace-1.a_B"));
-        for bad in [&b""[..], b"a b", b"a\"b", &[b'a'; 65]] {
-            assert!(!is_well_formed(bad));
-        }
     }
 }

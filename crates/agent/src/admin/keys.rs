@@ -26,13 +26,20 @@ pub(super) async fn versions(
 ) -> Result<Json<Page<api::Version>>, Refused> {
     let (cluster, _permit) = call.on::<actions::KeyVersions>(&cluster)?;
     let snapshot = snapshot(&call, &cluster)?;
-    let after = paging.after.as_deref().map(version).transpose()?.map_or(0, Version::get);
+    let after = paging.after.as_deref().map(cursor).transpose()?.unwrap_or(0);
     let mut rest = snapshot.keyring.versions().iter().filter(|version| version.version.get() > after);
     let wraps = call.agent().keyrings.wraps(&cluster.id);
     let items = rest.by_ref().take(paging.limit).map(|version| views::version(version, &wraps));
     let items: Vec<api::Version> = items.collect();
     let next = rest.next().and(items.last()).map(|last| last.version.to_string());
     Ok(Json(Page { items, next }))
+}
+
+/// Reads the cursor of a page of versions.
+fn cursor(after: &str) -> Result<u32, Refused> {
+    after
+        .parse()
+        .map_err(|_| Refused::field("after", "this is no cursor", "use the `next` of the page before"))
 }
 
 pub(super) async fn rotate(

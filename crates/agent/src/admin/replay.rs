@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use fleet_kms_admin_api::change::{IDEMPOTENCY_KEY, MAX_IDEMPOTENCY_KEY};
 use fleet_kms_admin_api::{Code, Problem};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
+use tracing::Instrument as _;
 
 use crate::admin::refusal::{Label, Refused, internal};
 use crate::admin::{Admin, BODY_WITHIN, MAX_BODY};
@@ -64,11 +65,8 @@ struct Kept {
     label: Option<Label>,
 }
 
-/// Runs a change in a task of its own; reads pass.
+/// Runs a change in a task of its own.
 pub(super) async fn run(State(admin): State<Admin>, request: Request, next: Next) -> Response {
-    if request.method() == Method::GET || request.method() == Method::HEAD {
-        return next.run(request).await;
-    }
     let key = match key_of(&request) {
         Ok(key) => key,
         Err(refused) => return refused.into_response(),
@@ -79,7 +77,9 @@ pub(super) async fn run(State(admin): State<Admin>, request: Request, next: Next
             Some(key) => once(&admin, key, request, next).await,
         }
     };
-    tokio::spawn(task).await.unwrap_or_else(|error| internal(&error.to_string()).into_response())
+    tokio::spawn(task.in_current_span())
+        .await
+        .unwrap_or_else(|error| internal(&error.to_string()).into_response())
 }
 
 fn key_of(request: &Request) -> Result<Option<Key>, Refused> {

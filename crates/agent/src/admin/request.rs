@@ -141,7 +141,7 @@ pub(super) fn paging(limit: Option<u32>, after: Option<String>) -> Result<Paging
     if !(1..=MAX_LIMIT).contains(&limit) {
         return Err(Refused::field("limit", format!("a page of {limit} items"), "ask for 1 to 1,000 items"));
     }
-    if after.as_ref().is_some_and(|after| after.len() > MAX_CURSOR) {
+    if after.as_ref().is_some_and(|after| !(1..=MAX_CURSOR).contains(&after.len())) {
         return Err(Refused::field("after", "this is no cursor", "use the `next` of the page before"));
     }
     Ok(Paging { limit: limit as usize, after })

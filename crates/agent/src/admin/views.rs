@@ -1,11 +1,10 @@
 //! The agent's state as the admin API's JSON types. Reads, decides nothing.
 
-use std::collections::HashMap;
 use std::time::SystemTime;
 
 use fleet_kms_admin_api as api;
 use fleet_kms_admin_api::{ClusterState, HumanDuration, NodeState, Timestamp, VersionState};
-use fleet_kms_identity::Subject;
+use fleet_kms_identity::{ClusterUuid, Subject};
 use fleet_kms_keyring::{ClusterId, KeyVersion, State};
 use fleet_kms_store::Revision;
 
@@ -163,13 +162,7 @@ fn member_state(identity: &LiveIdentity) -> NodeState {
     if identity.banned { NodeState::Banned } else { NodeState::Active }
 }
 
-/// How many nodes each cluster has.
-pub(super) fn nodes_by_cluster(agent: &Agent) -> HashMap<ClusterId, u32> {
-    let mut counts = HashMap::new();
-    agent.identities.for_each(|identity| {
-        if let Subject::Node { cluster, .. } = &identity.id.subject {
-            *counts.entry(ClusterId::from_bytes(*cluster.as_bytes())).or_insert(0) += 1;
-        }
-    });
-    counts
+/// How many nodes a cluster has.
+pub(super) fn nodes_of(agent: &Agent, cluster: &ClusterId) -> u32 {
+    agent.identities.nodes_of(&ClusterUuid::from_bytes(*cluster.as_bytes()))
 }

@@ -102,6 +102,11 @@ async fn a_repeated_idempotency_key_makes_no_second_change() {
     let other = rig.ask(rotate().query("reason=x")).await;
     assert_eq!((other.status.as_u16(), other.code()), (409, "idempotency_key_reused"));
 
+    for method in ["PATCH", "TRACE"] {
+        let none = Ask::target(method, "/v1/clusters/north/rotate").header("idempotency-key", "k1");
+        assert_eq!(rig.ask(none).await.code(), "method_not_allowed", "what is no change has no key");
+    }
+
     let token = || Ask::new(Operation::CreateToken, &["north"]).header("idempotency-key", "k2");
     assert_eq!(rig.ask(token()).await.status, 201);
     let again = rig.ask(token()).await;

@@ -9,7 +9,7 @@ use super::{EnrolError, Moved};
 use crate::believed_time::BelievedTime;
 use crate::enrolment::{self, Random};
 use crate::errors::chain;
-use crate::metrics::OK;
+use crate::metrics::{FAILED, OK};
 use crate::node_identity::NodeIdentity;
 
 /// The longest sleep towards a date: the believed time may jump meanwhile.
@@ -48,7 +48,7 @@ pub(super) async fn renew_for_ever(identity: NodeIdentity, time: BelievedTime, m
                     sleep_or_told(FIRST_PAUSE, &time).await;
                 }
                 Err(error) => {
-                    moved.metrics.renewed("failed");
+                    moved.metrics.renewed(FAILED);
                     tracing::warn!(error = chain(&error), "cannot renew the certificate; it is tried again");
                     sleep_or_told(jittered(pause, self::seed(random)), &time).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);

@@ -40,7 +40,7 @@ impl Node {
         let metrics = Metrics::register(&mut registry);
         let links = Links::new(LinkContext::new(1), hold_for, metrics.clone());
         let node_status = NodeStatus::new(links.clone(), metrics.clone());
-        let answers = Answers::new(metrics.clone());
+        let answers = Answers::new(metrics.clone(), 1);
         let directory = tempfile::tempdir().unwrap();
         let config =
             SocketConfig { path: directory.path().join("kms.sock"), mode: 0o600, owner: None, group: None };
