@@ -89,7 +89,8 @@ attacks: ## the attacks and storms in full: 100,000 guesses, 1,000 enrolments, 2
 
 audit-bench: ## what recording each data call costs, against sums, release builds
 	cargo build --release --workspace --bins
-	cargo run --release -p fleet-kms-tests --bin kms-audit-bench
+	FLEET_KMS_BIN=$${CARGO_TARGET_DIR:-target}/release \
+		cargo run --release -p fleet-kms-tests --bin kms-audit-bench
 
 audit-crash: ## crash trials of the audit on the built agent, N=2000
 	cargo build -p fleet-kms-agent

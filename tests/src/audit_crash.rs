@@ -16,7 +16,7 @@ use fleet_kms_process::clock::monotonic;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::child::Spec;
+use crate::child::{Child, Spec};
 use crate::crash::audit::AuditView;
 use crate::crash::evidence::StoreView;
 use crate::crash::node::Node;
@@ -191,7 +191,11 @@ impl Trial {
             shim = shim.lying_about("/audit/data-");
         }
         let mut child = shim.preload(self.agent(&site)?).start()?;
-        let driven = unwrap_until_rotated(template, ports, &mut outcome.acknowledged).await;
+        let driven = tokio::select! {
+            driven = unwrap_until_rotated(template, ports, &mut outcome.acknowledged) => driven,
+            // It died before it listened.
+            ended = ended(&mut child) => ended,
+        };
         if driven.is_ok() {
             // It may die at any moment, this one included.
             drop(child.signal(Signal::TERM));
@@ -248,6 +252,14 @@ impl Trial {
         }
         Ok(())
     }
+}
+
+/// Waits for the program to end, and says so.
+async fn ended(child: &mut Child) -> anyhow::Result<()> {
+    while child.is_running()? {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bail!("it has ended")
 }
 
 /// Unwraps one DEK after the other until the due rotation was seen, and some more.
