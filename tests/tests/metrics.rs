@@ -1,5 +1,10 @@
 //! The metrics of a running pair against their list, against promtool, and against what ships to watch them.
-#![expect(clippy::indexing_slicing, reason = "a test: a wrong index fails it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests: what is not there fails them"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
