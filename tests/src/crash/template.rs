@@ -137,8 +137,8 @@ impl Template {
         let admin =
             peer(&fleet_kms_identity::split_pem_chain(&fs::read(admin_directory.join("first.crt"))?)?)?;
         let permit = agent.policy.permit_fleet::<actions::ClusterCreate>(&admin)?;
-        let new = |name| NewCluster { name, period: None, max_offline: None };
-        let cluster = agent.control_plane.create_cluster(&permit, new(CLUSTER), None).await?.id;
+        let new = NewCluster { name: CLUSTER, period: None, max_offline: None };
+        let cluster = agent.control_plane.create_cluster(&permit, new, None).await?.id;
         let saved = match scene {
             Scene::WithBackup => Some(save(&agent, directory.path()).await?),
             _ => None,
@@ -147,7 +147,8 @@ impl Template {
         if scene == Scene::WithSecondSlot {
             for number in 0..MORE_CLUSTERS {
                 let name = format!("{CLUSTER}-{number}");
-                agent.control_plane.create_cluster(&permit, new(&name), None).await?;
+                let more = NewCluster { name: &name, period: None, max_offline: None };
+                agent.control_plane.create_cluster(&permit, more, None).await?;
             }
             let file = directory.path().join("second.key");
             let slot = FileSlot::create(&file, &mut *generator())?;
