@@ -120,7 +120,7 @@ impl Outcome {
     /// The time from the acknowledgement of the first missing one to that of the last.
     fn missing_within(&self) -> Duration {
         let missing = self.acknowledged.iter().rev().take(self.missing);
-        let (last, first) = (missing.clone().next(), missing.last());
+        let (first, last) = (missing.clone().min(), missing.max());
         last.zip(first).map_or(Duration::ZERO, |(last, first)| last.saturating_sub(*first))
     }
 }

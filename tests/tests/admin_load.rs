@@ -163,7 +163,7 @@ async fn admin(context: PathBuf, shared: Arc<Shared>, mut next: Instant, every: 
         // What was missed while the others measured alone is not made up for.
         next = (next + every).max(Instant::now());
         if shared.runs.load(Ordering::Relaxed) {
-            let page = client.page::<IgnoredAny>(Operation::ListClusters, &[], &query).await.unwrap();
+            let page = client.page::<IgnoredAny>(Operation::ListClusters, &[], &query, &[]).await.unwrap();
             assert!(!page.items.is_empty());
             query.after = page.next;
             shared.pages.fetch_add(1, Ordering::Relaxed);

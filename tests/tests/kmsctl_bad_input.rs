@@ -62,6 +62,10 @@ impl Verb {
             "cluster create" => &["cluster_create"],
             "cluster list" | "key list" => &["cluster_list"],
             "cluster show" => &["cluster_show"],
+            "cluster set" => &["max_offline_set"],
+            "cluster retire" => &["cluster_retire"],
+            "cluster restore" => &["cluster_restore"],
+            "cluster rename" => &["cluster_rename"],
             "key show" => &["cluster_show", "key_versions"],
             "key versions" => &["key_versions"],
             "key rotate" => &["key_rotate"],
@@ -78,6 +82,17 @@ impl Verb {
             "node ban" => &["node_ban"],
             "node unban" => &["node_unban"],
             "node remove" => &["node_remove"],
+            "worker token" => &["token_create"],
+            "worker list" => &["worker_list"],
+            "worker ban" => &["worker_ban"],
+            "worker unban" => &["worker_unban"],
+            "worker remove" => &["worker_remove"],
+            "admin list" => &["admin_list"],
+            "admin show" => &["admin_show"],
+            "admin set-role" => &["admin_set_role"],
+            "admin set-scope" => &["admin_set_scope"],
+            "admin remove" => &["admin_remove"],
+            "slot list" => &["slot_list"],
             "status" => &["status_show"],
             "audit search" | "audit tail" => &["audit_search"],
             "audit heads" => &["audit_heads"],
@@ -85,6 +100,8 @@ impl Verb {
             "ca rotate" => &["ca_rotate"],
             // Reads files, and asks nobody unless told to.
             "audit verify" => return None,
+            // On the worker's host, without a context.
+            "worker enrol" | "worker renew" => return None,
             "context list" | "context use" | "context show" | "completions" | "man" | "version" => {
                 return None;
             }

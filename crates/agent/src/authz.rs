@@ -274,7 +274,7 @@ impl Policy {
         if identity.banned {
             return Err(Denied::Banned);
         }
-        if identity.standing_of(&caller.certificate().serial()) == SerialStanding::Superseded {
+        if identity.standing_of(caller.certificate()) == SerialStanding::Superseded {
             return Err(Denied::Superseded);
         }
         Ok(identity)

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
-use fleet_kms_identity::{ClusterUuid, Serial, SpiffeId, Subject};
+use fleet_kms_identity::{Certificate, ClusterUuid, Serial, SpiffeId, Subject};
 use fleet_kms_keyring::ClusterId;
 use fleet_kms_store::Revision;
 
@@ -63,9 +63,14 @@ pub struct LiveIdentity {
 }
 
 impl LiveIdentity {
-    /// Says how `serial` stands to this identity.
-    pub fn standing_of(&self, serial: &Serial) -> SerialStanding {
-        let is = |issued: &Option<Issued>| issued.as_ref().is_some_and(|issued| issued.serial == *serial);
+    /// Says how a certificate's serial stands to this identity. One with a
+    /// serial of ours and another key is none that this store knows of: whoever
+    /// signed it had the CA's key and has not taken part in a change.
+    pub fn standing_of(&self, certificate: &Certificate) -> SerialStanding {
+        let (serial, key) = (certificate.serial(), certificate.spki_sha256());
+        let is = |issued: &Option<Issued>| {
+            issued.as_ref().is_some_and(|issued| issued.serial == serial && issued.spki_sha256 == *key)
+        };
         match (is(&self.current), is(&self.next)) {
             (true, _) => SerialStanding::Current,
             (false, true) => SerialStanding::Next,

@@ -43,7 +43,8 @@ impl Sightings {
     pub fn in_use(&self, caller: &Caller) {
         let serial = caller.certificate().serial();
         let identity = self.0.identities.find(caller.id());
-        let next = identity.is_some_and(|identity| identity.standing_of(&serial) == SerialStanding::Next);
+        let next = identity
+            .is_some_and(|identity| identity.standing_of(caller.certificate()) == SerialStanding::Next);
         if !next || !lock(&self.0.promoting).insert(serial) {
             return;
         }

@@ -16,7 +16,7 @@ fn key() -> KeyPair {
 }
 
 fn standing(rig: &Rig, certificate: &Certificate) -> SerialStanding {
-    rig.identities.find(certificate.id()).unwrap().standing_of(&certificate.serial())
+    rig.identities.find(certificate.id()).unwrap().standing_of(certificate)
 }
 
 async fn refused(rig: &Rig, join: &Join) -> EnrolError {

@@ -22,7 +22,7 @@ async fn an_admin_gets_a_certificate_for_30_days_and_its_roles_from_the_store() 
     assert!(!certificate.has_server_auth());
     let live = rig.identities.find(certificate.id()).unwrap();
     assert_eq!((live.roles.as_slice(), &live.scope), ([Role::Operator].as_slice(), &scope));
-    assert_eq!(live.standing_of(&certificate.serial()), SerialStanding::Current);
+    assert_eq!(live.standing_of(&certificate), SerialStanding::Current);
     assert!(rig.audit().contains("admin_issue"));
 }
 
@@ -35,8 +35,8 @@ async fn an_admin_issued_again_has_the_new_roles_and_the_old_certificate_is_supe
     let new = leaf(&issue(Role::Auditor).await.certified);
     let live = rig.identities.find(new.id()).unwrap();
     assert_eq!(live.roles, [Role::Auditor]);
-    assert_eq!(live.standing_of(&old.serial()), SerialStanding::Superseded);
-    assert_eq!(live.standing_of(&new.serial()), SerialStanding::Current);
+    assert_eq!(live.standing_of(&old), SerialStanding::Superseded);
+    assert_eq!(live.standing_of(&new), SerialStanding::Current);
 }
 
 #[tokio::test]

@@ -31,8 +31,8 @@ async fn a_renewal_gives_the_next_certificate_of_the_same_name_and_leaves_the_cu
     assert_eq!(new.not_after(), rig.now() + 7 * DAY);
     assert!(new.serial() > old.serial());
     let live = rig.identities.find(old.id()).unwrap();
-    assert_eq!(live.standing_of(&old.serial()), SerialStanding::Current);
-    assert_eq!(live.standing_of(&new.serial()), SerialStanding::Next);
+    assert_eq!(live.standing_of(&old), SerialStanding::Current);
+    assert_eq!(live.standing_of(&new), SerialStanding::Next);
 }
 
 #[tokio::test]
@@ -65,8 +65,8 @@ async fn a_client_that_lost_its_new_key_renews_with_another() {
     let lost = rig.renew(&old, &key()).await.unwrap();
     let new = rig.renew(&old, &key()).await.unwrap();
     let live = rig.identities.find(old.id()).unwrap();
-    assert_eq!(live.standing_of(&lost.serial()), SerialStanding::Superseded);
-    assert_eq!(live.standing_of(&new.serial()), SerialStanding::Next);
+    assert_eq!(live.standing_of(&lost), SerialStanding::Superseded);
+    assert_eq!(live.standing_of(&new), SerialStanding::Next);
 }
 
 #[tokio::test]
@@ -76,9 +76,9 @@ async fn the_next_certificate_renews_too_and_becomes_current_by_it() {
     let second = rig.renew(&first, &key()).await.unwrap();
     let third = rig.renew(&second, &key()).await.unwrap();
     let live = rig.identities.find(first.id()).unwrap();
-    assert_eq!(live.standing_of(&first.serial()), SerialStanding::Superseded);
-    assert_eq!(live.standing_of(&second.serial()), SerialStanding::Current);
-    assert_eq!(live.standing_of(&third.serial()), SerialStanding::Next);
+    assert_eq!(live.standing_of(&first), SerialStanding::Superseded);
+    assert_eq!(live.standing_of(&second), SerialStanding::Current);
+    assert_eq!(live.standing_of(&third), SerialStanding::Next);
 }
 
 #[tokio::test]
