@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -200,7 +201,7 @@ impl Trial {
             // It may die at any moment, this one included.
             drop(child.signal(Signal::TERM));
         }
-        let status = child.wait_exit(END_LIMIT)?;
+        let status = exit(&mut child).await?;
         outcome.died = shim.fired()?.is_some();
         outcome.operations = shim.operations()?;
         if !outcome.died && (driven.is_err() || !status.success()) {
@@ -221,7 +222,7 @@ impl Trial {
         let finished = Operation::Rotation.finish(site, Left::default(), &mut Acknowledged::default()).await;
         finished.with_context(|| child.stderr().unwrap_or_default())?;
         child.signal(Signal::TERM)?;
-        let status = child.wait_exit(END_LIMIT)?;
+        let status = exit(&mut child).await?;
         if !status.success() {
             bail!("it stopped with {status}");
         }
@@ -252,6 +253,16 @@ impl Trial {
         }
         Ok(())
     }
+}
+
+/// Waits for the program to end. The runtime goes on meanwhile: a connection of this side that does not answer the
+/// program's goodbye would hold it for as long as it waits for one.
+async fn exit(child: &mut Child) -> anyhow::Result<ExitStatus> {
+    let began = monotonic();
+    while child.is_running()? && monotonic().saturating_duration_since(began) < END_LIMIT {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    child.wait_exit(Duration::ZERO)
 }
 
 /// Waits for the program to end, and says so.

@@ -34,8 +34,17 @@ pub fn run<F: Future<Output = ()> + Send + 'static>(
 ) -> io::Result<impl Future<Output = ()> + Send + 'static> {
     let runtime = runtime::current_thread(BLOCKING_THREADS)?;
     let work = {
-        let _inside = runtime.enter();
-        start()?
+        let inside = runtime.enter();
+        let work = start();
+        drop(inside);
+        match work {
+            Ok(work) => work,
+            Err(error) => {
+                // Not dropped: this may be inside another runtime, where a runtime must not wait for its end.
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        }
     };
     let (done, ended) = oneshot::channel::<()>();
     thread::Builder::new().name(name.to_owned()).spawn(move || {

@@ -131,6 +131,9 @@ pub enum Denied {
     /// The serial is neither the identity's current nor its next one.
     #[error("this certificate was superseded by a newer one of the same identity")]
     Superseded,
+    /// The serial is the identity's, the certificate's key is not.
+    #[error("this certificate's key is not the one on record")]
+    ForeignKey,
     /// This kind of identity may never do this.
     #[error("this kind of identity may not do this")]
     WrongKind,
@@ -160,6 +163,7 @@ impl Denied {
             Self::UnknownIdentity => "unknown_identity",
             Self::Banned => "banned",
             Self::Superseded => "superseded",
+            Self::ForeignKey => "foreign_key",
             Self::WrongKind => "wrong_kind",
             Self::Role => "role",
             Self::Scope => "scope",
@@ -274,10 +278,11 @@ impl Policy {
         if identity.banned {
             return Err(Denied::Banned);
         }
-        if identity.standing_of(caller.certificate()) == SerialStanding::Superseded {
-            return Err(Denied::Superseded);
+        match identity.standing_of(caller.certificate()) {
+            SerialStanding::Current | SerialStanding::Next => Ok(identity),
+            SerialStanding::Superseded => Err(Denied::Superseded),
+            SerialStanding::ForeignKey => Err(Denied::ForeignKey),
         }
-        Ok(identity)
     }
 }
 

@@ -68,6 +68,7 @@ pub fn denied_code(denied: Denied) -> Code {
         | Denied::UnknownIdentity
         | Denied::Banned
         | Denied::Superseded
+        | Denied::ForeignKey
         | Denied::WrongKind
         | Denied::Role
         | Denied::Scope => Code::PermissionDenied,

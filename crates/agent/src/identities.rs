@@ -39,6 +39,9 @@ pub enum SerialStanding {
     Next,
     /// Neither: an older one, or a clone's.
     Superseded,
+    /// One of them, with another key: whoever signed it had the CA's key and
+    /// took part in no change of this store.
+    ForeignKey,
 }
 
 /// An identity as the data path sees it.
@@ -63,14 +66,14 @@ pub struct LiveIdentity {
 }
 
 impl LiveIdentity {
-    /// Says how a certificate's serial stands to this identity. One with a
-    /// serial of ours and another key is none that this store knows of: whoever
-    /// signed it had the CA's key and has not taken part in a change.
+    /// Says how a certificate's serial stands to this identity.
     pub fn standing_of(&self, certificate: &Certificate) -> SerialStanding {
-        let (serial, key) = (certificate.serial(), certificate.spki_sha256());
-        let is = |issued: &Option<Issued>| {
-            issued.as_ref().is_some_and(|issued| issued.serial == serial && issued.spki_sha256 == *key)
-        };
+        let serial = certificate.serial();
+        let known = [&self.current, &self.next].into_iter().flatten().find(|issued| issued.serial == serial);
+        if known.is_some_and(|issued| issued.spki_sha256 != *certificate.spki_sha256()) {
+            return SerialStanding::ForeignKey;
+        }
+        let is = |issued: &Option<Issued>| issued.as_ref().is_some_and(|issued| issued.serial == serial);
         match (is(&self.current), is(&self.next)) {
             (true, _) => SerialStanding::Current,
             (false, true) => SerialStanding::Next,

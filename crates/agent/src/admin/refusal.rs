@@ -104,7 +104,8 @@ impl From<Denied> for Refused {
             | Denied::Expired
             | Denied::UnknownIdentity
             | Denied::Banned
-            | Denied::Superseded => {
+            | Denied::Superseded
+            | Denied::ForeignKey => {
                 (Code::NotAuthenticated, "on the agent's host, run `kms-agent admin issue NAME --role ROLE`")
             }
             Denied::WrongKind | Denied::ClusterRetired => (Code::Denied, "use an admin's certificate"),

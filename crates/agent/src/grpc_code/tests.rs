@@ -41,6 +41,7 @@ fn data_errors() -> Vec<(Code, &'static str)> {
         Denied::UnknownIdentity,
         Denied::Banned,
         Denied::Superseded,
+        Denied::ForeignKey,
         Denied::WrongKind,
         Denied::ClusterRetired,
     ];
