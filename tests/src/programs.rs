@@ -29,9 +29,11 @@ impl Program {
         let directory = match std::env::var_os("FLEET_KMS_BIN") {
             Some(directory) => PathBuf::from(directory),
             None => {
-                let test = std::env::current_exe()?;
-                let profile = test.parent().and_then(|deps| deps.parent());
-                profile.context("a test program lives in target/<profile>/deps")?.to_owned()
+                let own = std::env::current_exe()?;
+                let folder = own.parent().context("a program lives in a folder")?;
+                // A test lives in target/<profile>/deps, a benchmark beside the programs.
+                let profile = if folder.ends_with("deps") { folder.parent() } else { Some(folder) };
+                profile.context("a test lives in target/<profile>/deps")?.to_owned()
             }
         };
         let path = directory.join(name);
