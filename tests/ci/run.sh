@@ -8,14 +8,14 @@ cd "$(dirname "$0")/../.."
 stages() {
     cat <<'STAGES'
 fmt-check|2|5|formatting|cargo fmt --all -- --check
-lint|15|150|clippy, warnings are errors|cargo clippy --workspace --all-targets --locked -- -D warnings
+lint|20|170|clippy, warnings are errors|cargo clippy --workspace --all-targets --locked -- -D warnings
 proto-check|10|60|generated code equals proto/|make --no-print-directory proto-check
 doc|10|120|documentation, broken links are errors|RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --workspace --locked
 deny|3|200|licences, bans, sources, advisories|tests/ci/deny.sh
-build|20|240|programs and tests|cargo build --workspace --locked && cargo test --workspace --locked --no-run
-unit|30|60|unit and contract tests|cargo test --workspace --locked --no-fail-fast --lib --bins
+build|60|420|programs and tests|cargo build --workspace --locked && cargo test --workspace --locked --no-run
+unit|60|90|unit and contract tests|cargo test --workspace --locked --no-fail-fast --lib --bins
 doctest|10|20|examples in the documentation|cargo test --workspace --locked --no-fail-fast --doc
-system|240|900|layering, system and real-peer tests (the first run builds kube-apiserver and etcd)|cargo test --workspace --locked --no-fail-fast --test "*"
+system|900|1400|layering, system and real-peer tests (the first run builds kube-apiserver and etcd)|cargo test --workspace --locked --no-fail-fast --test "*"
 STAGES
 }
 
