@@ -8,7 +8,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use fleet_kms_admin_api::change::MAX_REASON;
 use fleet_kms_admin_api::paging::{DEFAULT_LIMIT, MAX_CURSOR, MAX_LIMIT};
-use fleet_kms_admin_api::{ChangeQuery, Code, PageQuery};
+use fleet_kms_admin_api::{ChangeQuery, Code, Operation, PageQuery};
 use fleet_kms_keyring::Version;
 use fleet_kms_store::Revision;
 use serde::de::DeserializeOwned;
@@ -187,8 +187,18 @@ impl FromRequestParts<Admin> for Options {
             let remedy = "use at most 512 bytes and no control characters";
             return Err(Refused::field("reason", "the reason is too long or no plain text", remedy));
         }
-        Ok(Self { dry_run, reason, if_revision: if_match(&parts.headers)? })
+        let if_revision = if_match(&parts.headers)?;
+        if if_revision.is_some() && !has_revision(parts) {
+            let remedy = "leave out If-Match";
+            return Err(Refused::new(Code::InvalidRequest, "this change has nothing at a revision", remedy));
+        }
+        Ok(Self { dry_run, reason, if_revision })
     }
+}
+
+/// A condition that nobody would look at is refused, never taken as met.
+fn has_revision(parts: &Parts) -> bool {
+    parts.extensions.get::<Operation>().is_some_and(|operation| operation.has_revision())
 }
 
 fn if_match(headers: &HeaderMap) -> Result<Option<Revision>, Refused> {
