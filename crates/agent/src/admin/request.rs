@@ -259,6 +259,10 @@ fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &Bytes) -> Result<T, R
         let remedy = "send JSON with content-type: application/json";
         return Err(Refused::new(Code::UnsupportedMediaType, "the body is not said to be JSON", remedy));
     }
+    // serde takes an array for the fields in their order; the document does not.
+    if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        return Err(unreadable("the body is no JSON object"));
+    }
     serde_json::from_slice(bytes).map_err(|error| unreadable(&error.to_string()))
 }
 
@@ -269,7 +273,7 @@ pub(super) fn unreadable(why: &str) -> Refused {
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
-    use fleet_kms_admin_api::CreateCluster;
+    use fleet_kms_admin_api::{CreateCluster, CreateToken};
 
     use super::*;
 
@@ -293,6 +297,8 @@ mod tests {
         for body in ["", "{", r#"{"name":"a","x":1}"#, "[]", r#"{"name":1}"#] {
             assert!(parse::<CreateCluster>(&json, &Bytes::from(body)).is_err(), "{body}");
         }
+        assert!(parse::<CreateToken>(&json, &Bytes::from(" {}")).is_ok());
+        assert!(parse::<CreateToken>(&json, &Bytes::from("[null]")).is_err());
         let form = headers(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
         assert!(parse::<CreateCluster>(&form, &Bytes::from(r#"{"name":"a"}"#)).is_err());
     }
