@@ -19,6 +19,7 @@ use fleet_kms_agent::authz::{Role, TABLE, Who};
 use fleet_kms_ctl::cli::Cli;
 use fleet_kms_tests::faketime::FakeClock;
 use fleet_kms_tests::fleet::Fleet;
+use fleet_kms_tests::peer::Identity;
 use fleet_kms_tests::ports::free_port;
 use fleet_kms_tests::programs::Program;
 use fleet_kms_tests::tools::said;
@@ -115,27 +116,37 @@ impl Verb {
         for (id, option) in &self.needs {
             line.extend(option.iter().map(|option| OsString::from(format!("--{option}"))));
             let given = other.iter().find(|(known, _)| known == id).map(|(_, value)| (*value).to_owned());
-            line.push(given.unwrap_or_else(|| good(id).into()));
+            line.push(given.unwrap_or_else(|| self.good(id).into()));
+        }
+        // One of two, which clap calls no requirement of either.
+        if self.name() == "admin set-scope" {
+            line.push("--all".into());
         }
         if self.has("yes") {
             line.push("--yes".into());
         }
         line
     }
-}
 
-/// A value that is right but for what it names.
-fn good(id: &str) -> &'static str {
-    match id {
-        "cluster" => "tested",
-        "name" => "another",
-        "node" => "node-1",
-        "version" => "1",
-        "period" => "30d",
-        "token" => "00000000000000000000000000000000",
-        "shell" => "bash",
-        "folder" | "directory" => "/nonexistent",
-        other => panic!("say in this test what a good {other} is"),
+    /// A value that [`Rig::start`] has made right, but for the token's.
+    fn good(&self, id: &str) -> &'static str {
+        match id {
+            "cluster" if self.name() == "cluster restore" => "gone",
+            "cluster" => "tested",
+            "name" => "another",
+            "node" => "node-1",
+            "worker" => "census",
+            "admin" => "spare",
+            "roles" => "auditor",
+            "max_offline" => "90d",
+            "agent" => "127.0.0.1:1",
+            "version" => "1",
+            "period" => "30d",
+            "token" => "00000000000000000000000000000000",
+            "shell" => "bash",
+            "folder" | "directory" => "/nonexistent",
+            other => panic!("say in this test what a good {other} is"),
+        }
     }
 }
 
@@ -177,8 +188,14 @@ impl Rig {
             .unwrap()
             .enrol(&fleet.token(&cluster, "node-1").unwrap())
             .unwrap();
+        let worker = ["worker", "token", "--cluster", "tested", "--name", "census"];
+        Identity::enrol(fleet.agent.ports.enrolment, fleet.kmsctl(&worker).unwrap().trim()).unwrap();
+        fleet.cluster("gone").unwrap();
+        fleet.kmsctl(&["cluster", "retire", "gone", "--yes"]).unwrap();
         let context = fleet.agent.directory.join("admin/kmsctl.toml");
-        Self { fleet, context }
+        let rig = Self { fleet, context };
+        rig.admin("spare", Role::Auditor);
+        rig
     }
 
     fn command(&self, context: &Path, line: &[OsString]) -> Command {
@@ -192,14 +209,12 @@ impl Rig {
     }
 
     /// The context of a new admin with one role.
-    fn admin(&self, role: Role) -> PathBuf {
-        let directory = self.fleet.path().join(role.name());
+    fn admin(&self, name: &str, role: Role) -> PathBuf {
+        let directory = self.fleet.path().join(name);
         fs::create_dir(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
         let path = directory.display().to_string();
-        self.fleet
-            .host(&["admin", "issue", role.name(), "--role", role.name(), "--directory", &path])
-            .unwrap();
+        self.fleet.host(&["admin", "issue", name, "--role", role.name(), "--directory", &path]).unwrap();
         directory.join("kmsctl.toml")
     }
 }
@@ -231,6 +246,8 @@ fn every_verb_refuses_names_that_do_not_exist_or_cannot() {
             ("cluster", "cluster_not_found"),
             ("version", "version_not_found"),
             ("node", "node_not_found"),
+            ("worker", "worker_not_found"),
+            ("admin", "admin_not_found"),
             ("token", "token_not_found"),
         ] {
             if !verb.takes(id) || !verb.asks() {
@@ -241,6 +258,11 @@ fn every_verb_refuses_names_that_do_not_exist_or_cannot() {
                 let line = verb.line(&[(id, OsStr::new(unknown))]);
                 refused(&line, &rig.run(&line), NOT_FOUND, code);
             }
+        }
+        // What is retired has no name but for who brings it back.
+        if verb.takes("cluster") && verb.asks() && verb.name() != "cluster restore" {
+            let line = verb.line(&[("cluster", OsStr::new("gone"))]);
+            refused(&line, &rig.run(&line), NOT_FOUND, "cluster_not_found");
         }
         for (id, _) in &verb.needs {
             // A folder's name may be any bytes.
@@ -275,25 +297,52 @@ fn a_cluster_needs_a_name_that_is_one_and_its_own() {
 }
 
 #[test]
-fn every_change_of_a_keyring_refuses_a_stale_revision_and_no_other_verb_takes_one() {
+fn every_change_refuses_a_stale_revision_or_says_that_it_knows_none() {
     let rig = Rig::start();
-    let mut stale = Vec::new();
+    rig.fleet.token_for("tested", "node-2").unwrap();
+    let tokens = rig.fleet.kmsctl_json(&["node", "tokens", "--cluster", "tested"]).unwrap();
+    let token = OsStr::new(tokens[0]["id"].as_str().unwrap());
+    let seen = || {
+        let cluster = rig.fleet.kmsctl_json(&["cluster", "show", "tested"]).unwrap();
+        (cluster["revision"].clone(), rig.fleet.kmsctl_json(&["ca", "show"]).unwrap())
+    };
+    let before = seen();
+    let (mut stale, mut without) = (Vec::new(), Vec::new());
     for verb in verbs().iter().filter(|verb| verb.has("if-revision")) {
-        let mut line = verb.line(&[]);
-        line.extend(["--if-revision".into(), "1".into()]);
-        refused(&line, &rig.run(&line), CONFLICT, "revision_mismatch");
-        stale.push(verb.name());
+        let mut lines = vec![verb.line(&[("token", token)])];
+        if verb.name() == "ca rotate" {
+            lines.push([lines[0].clone(), vec!["--compromised".into()]].concat());
+        }
+        for mut line in lines {
+            line.extend(["--if-revision".into(), "1".into()]);
+            let output = rig.run(&line);
+            if output.status.code() == Some(USAGE) {
+                refused(
+                    &line,
+                    &output,
+                    USAGE,
+                    "--if-revision: this change has nothing that could be at a revision",
+                );
+                without.push(verb.name());
+            } else {
+                refused(&line, &output, CONFLICT, "revision_mismatch");
+                stale.push(verb.name());
+            }
+        }
     }
-    let expected =
-        ["key rotate", "key set-period", "key disable", "key enable", "key destroy", "key cancel-destroy"];
-    assert_eq!(stale, expected);
+    assert_eq!(without, ["cluster create", "node token", "worker token", "ca rotate", "ca rotate"]);
+    let changes = verbs().into_iter().filter(|verb| verb.has("dry-run"));
+    let all: Vec<String> = changes.map(|verb| verb.name()).filter(|name| !without.contains(name)).collect();
+    assert_eq!(stale, all, "every change takes a revision");
+    assert!(stale.len() > 15, "{stale:?}");
+    assert_eq!(seen(), before, "nothing was done");
 }
 
 #[test]
 fn every_verb_is_denied_to_the_roles_that_the_table_does_not_name() {
     let rig = Rig::start();
     let roles = [Role::Operator, Role::KeyOfficer, Role::Auditor, Role::Enroller];
-    let contexts: Vec<(Role, PathBuf)> = roles.map(|role| (role, rig.admin(role))).into();
+    let contexts: Vec<(Role, PathBuf)> = roles.map(|role| (role, rig.admin(role.name(), role))).into();
     let mut denied = 0;
     for verb in verbs() {
         let Some(operations) = verb.operations() else { continue };
@@ -352,7 +401,8 @@ fn every_dangerous_verb_wants_a_word_from_somebody() {
         if !String::from_utf8_lossy(&output.stderr).contains("needs a confirmation") {
             // What undoes a danger is none.
             assert!(
-                ["key enable", "key cancel-destroy", "node unban"].contains(&verb.name().as_str()),
+                ["key enable", "key cancel-destroy", "node unban", "worker unban"]
+                    .contains(&verb.name().as_str()),
                 "{line:?}"
             );
             continue;
@@ -360,7 +410,19 @@ fn every_dangerous_verb_wants_a_word_from_somebody() {
         refused(&line, &output, USAGE, "there is no terminal to ask on");
         asked.push(verb.name());
     }
-    assert_eq!(asked, ["key rotate", "key disable", "key destroy", "node ban", "node remove", "ca rotate"]);
+    let dangerous = [
+        "cluster retire",
+        "key rotate",
+        "key disable",
+        "key destroy",
+        "node ban",
+        "node remove",
+        "worker ban",
+        "worker remove",
+        "admin remove",
+        "ca rotate",
+    ];
+    assert_eq!(asked, dangerous);
     let nodes = rig.fleet.kmsctl_json(&["node", "list"]).unwrap();
     assert_eq!(nodes[0]["state"], "active", "nothing was done");
 }

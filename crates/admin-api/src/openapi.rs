@@ -323,8 +323,7 @@ fn change_parameters(operation: Operation) -> Vec<Parameter> {
             text(MAX_IDEMPOTENCY_KEY).min_length(Some(1)).pattern(Some("^[A-Za-z0-9._~-]+$")),
         ),
     ];
-    // What is made new has no revision to compare.
-    if !matches!(operation, Operation::CreateCluster | Operation::CreateToken) {
+    if operation.has_revision() {
         parameters.push(optional(
             "if-match",
             ParameterIn::Header,

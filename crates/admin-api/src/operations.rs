@@ -153,6 +153,13 @@ operations! {
 }
 
 impl Operation {
+    /// Says whether it changes one thing that was there before, whose revision
+    /// `if-match` may name; what is made new and the CA have none.
+    pub const fn has_revision(self) -> bool {
+        matches!(self.kind(), Kind::Change)
+            && !matches!(self, Self::CreateCluster | Self::CreateToken | Self::RotateCa | Self::ReplaceCa)
+    }
+
     /// Names of the path's parameters, in order.
     pub fn parameters(self) -> impl Iterator<Item = &'static str> {
         self.path().split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))

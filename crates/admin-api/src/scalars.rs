@@ -102,7 +102,8 @@ impl FromStr for HumanDuration {
 
     fn from_str(text: &str) -> Result<Self, NotADuration> {
         match humantime::parse_duration(text) {
-            Ok(duration) if duration <= Self::MAX => Ok(Self::from(duration)),
+            // humantime reads a `0` without a unit, the document does not.
+            Ok(duration) if duration <= Self::MAX && text != "0" => Ok(Self::from(duration)),
             _ => Err(NotADuration { text: text.chars().take(40).collect() }),
         }
     }
@@ -180,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_is_no_duration_is_refused_with_an_example() {
-        for text in ["", "soon", "-1d", "30", "1000000000y", "99999999999999999999d"] {
+        for text in ["", "soon", "-1d", "30", "0", "1000000000y", "99999999999999999999d"] {
             assert!(text.parse::<HumanDuration>().unwrap_err().to_string().contains("like 30d"), "{text}");
         }
     }

@@ -20,8 +20,8 @@ Requests refuse unknown fields and parameters. In answers, ignore members that y
 open list as \"something newer\".
 
 A change takes `reason` (stands in the audit), `dry_run`, an `idempotency-key` (the same key with the same request gets the
-first one's answer, for ten minutes), and where a keyring is changed `if-match` with the cluster's `revision` in quotes. It
-answers `applied`, `effects`, `warnings` and, if it was done, `result`.
+first one's answer, for ten minutes), and unless it makes something new or rolls the CA, `if-match` with the `revision`
+that the caller has seen, in quotes. It answers `applied`, `effects`, `warnings` and, if it was done, `result`.
 
 ```sh
 curl --cert first.crt --key first.key --insecure https://10.0.0.1:7445/v1/clusters     # the agent has no host name to check

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use fleet_kms_admin_api::change::{IDEMPOTENCY_KEY, MAX_IDEMPOTENCY_KEY};
@@ -101,8 +101,10 @@ async fn once(admin: &Admin, key: Key, request: Request, next: Next) -> Response
         return Refused::new(Code::BodyTooLarge, "the body is too long, too slow or broke off", remedy)
             .into_response();
     };
+    // Another revision makes it another request; none is not an empty one.
+    let at = head.headers.get(header::IF_MATCH).map(|at| [b"=", at.as_bytes()].concat()).unwrap_or_default();
     let mut hash = Sha256::new();
-    for part in [head.method.as_str().as_bytes(), head.uri.to_string().as_bytes(), &body] {
+    for part in [head.method.as_str().as_bytes(), head.uri.to_string().as_bytes(), &at, &body] {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }

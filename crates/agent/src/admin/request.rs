@@ -8,7 +8,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use fleet_kms_admin_api::change::MAX_REASON;
 use fleet_kms_admin_api::paging::{DEFAULT_LIMIT, MAX_CURSOR, MAX_LIMIT};
-use fleet_kms_admin_api::{ChangeQuery, Code, PageQuery};
+use fleet_kms_admin_api::{ChangeQuery, Code, Operation, PageQuery};
 use fleet_kms_keyring::Version;
 use fleet_kms_store::Revision;
 use serde::de::DeserializeOwned;
@@ -187,8 +187,18 @@ impl FromRequestParts<Admin> for Options {
             let remedy = "use at most 512 bytes and no control characters";
             return Err(Refused::field("reason", "the reason is too long or no plain text", remedy));
         }
-        Ok(Self { dry_run, reason, if_revision: if_match(&parts.headers)? })
+        let if_revision = if_match(&parts.headers)?;
+        if if_revision.is_some() && !has_revision(parts) {
+            let remedy = "leave out If-Match";
+            return Err(Refused::new(Code::InvalidRequest, "this change has nothing at a revision", remedy));
+        }
+        Ok(Self { dry_run, reason, if_revision })
     }
+}
+
+/// A condition that nobody would look at is refused, never taken as met.
+fn has_revision(parts: &Parts) -> bool {
+    parts.extensions.get::<Operation>().is_some_and(|operation| operation.has_revision())
 }
 
 fn if_match(headers: &HeaderMap) -> Result<Option<Revision>, Refused> {
@@ -249,6 +259,10 @@ fn parse<T: DeserializeOwned>(headers: &HeaderMap, bytes: &Bytes) -> Result<T, R
         let remedy = "send JSON with content-type: application/json";
         return Err(Refused::new(Code::UnsupportedMediaType, "the body is not said to be JSON", remedy));
     }
+    // serde takes an array for the fields in their order; the document does not.
+    if bytes.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        return Err(unreadable("the body is no JSON object"));
+    }
     serde_json::from_slice(bytes).map_err(|error| unreadable(&error.to_string()))
 }
 
@@ -259,7 +273,7 @@ pub(super) fn unreadable(why: &str) -> Refused {
 #[cfg(test)]
 mod tests {
     use axum::http::HeaderValue;
-    use fleet_kms_admin_api::CreateCluster;
+    use fleet_kms_admin_api::{CreateCluster, CreateToken};
 
     use super::*;
 
@@ -283,6 +297,8 @@ mod tests {
         for body in ["", "{", r#"{"name":"a","x":1}"#, "[]", r#"{"name":1}"#] {
             assert!(parse::<CreateCluster>(&json, &Bytes::from(body)).is_err(), "{body}");
         }
+        assert!(parse::<CreateToken>(&json, &Bytes::from(" {}")).is_ok());
+        assert!(parse::<CreateToken>(&json, &Bytes::from("[null]")).is_err());
         let form = headers(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
         assert!(parse::<CreateCluster>(&form, &Bytes::from(r#"{"name":"a"}"#)).is_err());
     }

@@ -1,5 +1,6 @@
 //! What came of each request, said in one place: to the audit's sums, to its
-//! denials, and to the metrics. A handler names neither.
+//! denials, and to the metrics. A handler names neither, and reads here which
+//! operation it is.
 
 use std::time::Duration;
 
@@ -16,11 +17,12 @@ use crate::caller::Caller;
 
 pub(super) async fn say(
     State((admin, operation)): State<(Admin, Operation)>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let started = Instant::now();
     let caller = request.extensions().get::<Caller>().cloned();
+    request.extensions_mut().insert(operation);
     let response = next.run(request).await;
     let outcome = response.extensions().get::<Label>().map_or("ok", |label| label.0);
     let took = started.elapsed();

@@ -90,6 +90,20 @@ async fn a_stale_revision_refuses_a_change() {
 }
 
 #[tokio::test]
+async fn a_revision_of_what_has_none_is_refused() {
+    let rig = Rig::new().await;
+    rig.create_cluster("north").await;
+    let create = Ask::new(Operation::CreateCluster, &[]).json(&json!({ "name": "south" }));
+    let token = Ask::new(Operation::CreateToken, &["north"]);
+    let (rotate, replace) = (Ask::new(Operation::RotateCa, &[]), Ask::new(Operation::ReplaceCa, &[]));
+    for ask in [create, token, rotate, replace] {
+        let answer = rig.ask(ask.header("if-match", "\"1\"")).await;
+        assert_eq!((answer.status.as_u16(), answer.code()), (400, "invalid_request"));
+    }
+    assert_eq!(rig.ask(Ask::new(Operation::ShowCluster, &["south"])).await.status, 404);
+}
+
+#[tokio::test]
 async fn a_repeated_idempotency_key_makes_no_second_change() {
     let rig = Rig::new().await;
     rig.create_cluster("north").await;
@@ -101,6 +115,7 @@ async fn a_repeated_idempotency_key_makes_no_second_change() {
     assert_eq!(shown.body["active_version"], 2);
     let other = rig.ask(rotate().query("reason=x")).await;
     assert_eq!((other.status.as_u16(), other.code()), (409, "idempotency_key_reused"));
+    assert_eq!(rig.ask(rotate().header("if-match", "\"1\"")).await.code(), "idempotency_key_reused");
 
     for method in ["PATCH", "TRACE"] {
         let none = Ask::target(method, "/v1/clusters/north/rotate").header("idempotency-key", "k1");

@@ -44,7 +44,7 @@ pub(super) async fn apply<B: Serialize + Sync, T: DeserializeOwned>(
     request: &Request<'_, B>,
     args: &ChangeArgs,
 ) -> Result<Change<T>, Failure> {
-    if args.if_revision.is_some() && !has_revision(request.operation) {
+    if args.if_revision.is_some() && !request.operation.has_revision() {
         return Err(Failure::Unclear {
             what: "--if-revision: this change has nothing that could be at a revision".to_owned(),
             remedy: "leave it out".to_owned(),
@@ -53,14 +53,6 @@ pub(super) async fn apply<B: Serialize + Sync, T: DeserializeOwned>(
     let options = options(args);
     let client = session.client().await?;
     Ok(client.change(request.operation, request.path, request.body, &options).await?)
-}
-
-/// Says whether what a change is about is there before, and is one thing.
-fn has_revision(operation: Operation) -> bool {
-    !matches!(
-        operation,
-        Operation::CreateCluster | Operation::CreateToken | Operation::RotateCa | Operation::ReplaceCa
-    )
 }
 
 /// Makes a dangerous change: shows what it will do and asks for the name,
