@@ -6,7 +6,7 @@
 //! every record of an older format is written again, page by page, and the
 //! `migration` row goes last. Each step is one transaction of the ledger; a
 //! crash between two of them costs nothing, because a record says its format
-//! and the next start goes on. Tools that only read never call [`Migration`].
+//! and the next start goes on. Tools that only read never migrate.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
